@@ -1,0 +1,437 @@
+"""The command line: each verb loads the recipe, calls the stage and shows the result. Only this module prints.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 stopped by an error or by Ctrl-C, 2 usage.
+"""
+
+import errno
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from reticent import __version__, recipe
+from reticent.errors import RecipeError, ReticentError, RunError
+from reticent.measurement import Measurement
+from reticent.progress import Progress, Task
+from reticent.recipe import NonPrivate, Recipe
+from reticent.run import STAGES, Run, default_folder, is_run
+
+if TYPE_CHECKING:
+    from rich import progress as bars
+    from rich.table import Table
+
+_MODELS = ("base", "twin", "private")  # Columns of the table of measurements.
+_RESUME = "reticent.resume"  # Where a verb leaves what Ctrl-C should say, in click's context.
+_PLAIN_SECONDS = 10  # Between two lines of one task when progress is not drawn.
+
+
+class _Group(TyperGroup):
+    """Turns exceptions of every verb into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb. No message holds the text of an unexpected exception: it could be that of a record."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the same command {ctx.meta.get(_RESUME, '')}resumes", err=True)
+        except Exception as error:
+            if os.environ.get("RETICENT_TRACEBACK") == "1" or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            typer.echo(_sentence(error), err=True)
+        raise typer.Exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ReticentError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | None):
+        return f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(__file__).parent in Path(frame.filename).parents]
+    place = (ours or frames)[-1]
+    return (
+        f"unexpected error: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}\n"
+        "RETICENT_TRACEBACK=1 before the command shows all of it; that may hold private text"
+    )
+
+
+app = typer.Typer(
+    name="reticent",
+    cls=_Group,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    suggest_commands=False,  # click does it too.
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+# Hidden: the usage line shows them, and each verb's text says what they are.
+_Target = Annotated[Path, typer.Argument(metavar="TARGET", hidden=True)]
+_Sets = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting; may be given again.")
+]
+_Folder = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="FOLDER", help="Work here, not in runs/NAME-OF-RECIPE.", show_default=False),
+]
+_Again = Annotated[
+    bool,
+    typer.Option("--again", help="Redo this stage and all later ones. A model given away before keeps its own cost."),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"reticent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune a language model on private text so that it keeps the text to itself, and measure that it does.
+
+    \b
+    Begin with an example that needs no data of yours:
+      reticent new clinic my.yaml     write a recipe with a comment on every setting
+      reticent check my.yaml          see the plan: steps, noise, the promised epsilon
+      reticent run my.yaml            prepare, train, audit, evaluate, report
+      reticent show runs/my           see what came out
+
+    A run that was stopped goes on when the same command is given again. What is done is skipped.
+    """
+
+
+@app.command()
+def new(
+    preset: Annotated[Literal["clinic", "file"], typer.Argument(metavar="[PRESET]", hidden=True)] = "clinic",
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", hidden=True)] = None,
+) -> None:
+    """Write a recipe with a comment on every setting.
+
+    PRESET is clinic (generated data, the default) or file (yours). FILE is PRESET.yaml if left out.
+
+    \b
+    Example:
+      reticent new file notes.yaml
+    """
+    path = file or Path(f"{preset}.yaml")
+    try:
+        with path.open("x", encoding="utf-8") as opened:
+            opened.write(recipe.commented(preset))
+    except FileExistsError:
+        raise RecipeError(f"{path} exists and is not overwritten; name another file") from None
+    except OSError as error:
+        raise RecipeError(f"cannot write {path}: {error.strerror}") from None
+    typer.echo(f"wrote {path}; see its plan with: reticent check {path}")
+
+
+@app.command()
+def check(target: _Target, sets: _Sets = None) -> None:
+    """Print the plan of a recipe, and train nothing.
+
+    TARGET is a recipe file or a run folder. A wrong setting is named, with what it may have been meant to be.
+
+    \b
+    Example:
+      reticent check my.yaml -s privacy.epsilon=2
+    """
+    from reticent.stages.check import check as plan
+
+    rows = plan(_recipe(target, sets or ()))
+    width = max((len(label) for label, _ in rows), default=0)
+    for label, value in rows:
+        typer.echo(f"{label:<{width}}  {value}")
+
+
+@app.command()
+def prepare(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Read the text, split it by owner, plant canaries.
+
+    TARGET is a recipe file or a run folder.
+
+    \b
+    Example:
+      reticent prepare my.yaml --run runs/first
+    """
+    _work(["prepare"], target, sets or (), folder, again)
+
+
+@app.command()
+def train(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Train the private model, and its twin without privacy.
+
+    TARGET is a recipe file or a run folder.
+
+    \b
+    Example:
+      reticent train runs/my -s train.steps=500 --again
+    """
+    typer.echo(_guarantee(_work(["train"], target, sets or (), folder, again)))
+
+
+@app.command()
+def audit(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Attack the trained models and measure what they leak.
+
+    TARGET is a recipe file or a run folder.
+
+    \b
+    Example:
+      reticent audit runs/my
+    """
+    _print(_table(_work(["audit"], target, sets or (), folder, again).read_measurements("audit")))
+
+
+@app.command()
+def evaluate(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Measure how useful the models are on records they never saw.
+
+    TARGET is a recipe file or a run folder.
+
+    \b
+    Example:
+      reticent evaluate runs/my
+    """
+    _print(_table(_work(["evaluate"], target, sets or (), folder, again).read_measurements("evaluate")))
+
+
+@app.command()
+def report(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Write report.html and report.json.
+
+    TARGET is a recipe file or a run folder.
+
+    \b
+    Example:
+      reticent report runs/my
+    """
+    typer.echo(f"report: {_work(['report'], target, sets or (), folder, again).report_path}")
+
+
+@app.command("run")
+def run_(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Do all of it, from the text to the report.
+
+    TARGET is a recipe file or a run folder. What is done is skipped; what was stopped goes on.
+
+    \b
+    Example:
+      reticent run my.yaml -s privacy.epsilon=4 --run runs/epsilon-4
+    """
+    done = _work(STAGES, target, sets or (), folder, again)
+    _print(_table(done.read_measurements()))
+    typer.echo(_guarantee(done))
+    typer.echo(f"report: {done.report_path}")
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+) -> None:
+    """Show what a run asked, did, promises and measured.
+
+    RUN is a run folder.
+
+    \b
+    Example:
+      reticent show runs/my
+    """
+    shown = Run.open(folder)
+    asked = shown.recipe
+    source = (
+        asked.data.source if isinstance(asked.data.source, str) else asked.data.source.path or asked.data.source.hub
+    )
+    done = [stage for stage in STAGES if shown.finished(stage)]
+    typer.echo(f"data       {source}")
+    typer.echo(f"model      {asked.model.base}, {asked.model.adapter.kind}")
+    typer.echo(
+        f"train      {asked.train.steps} steps of {asked.train.batch_size}, learning rate {asked.train.learning_rate:g}"
+    )
+    typer.echo(f"done       {', '.join(done) or 'nothing yet'}")
+    typer.echo(f"guarantee  {_guarantee(shown)}")
+    measurements = shown.read_measurements()
+    if measurements:
+        _print(_table(measurements))
+
+
+# -------------------------------------------------------------------------------------------------------- doing work
+
+
+def _recipe(target: Path, sets: Sequence[str]) -> Recipe:
+    return recipe.load(target / "recipe.yaml" if is_run(target) else target, sets)
+
+
+def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path | None, again: bool) -> Run:
+    """Do the stages that are not done yet, in a run that no other process works in."""
+    click.get_current_context().meta[_RESUME] = "without --again " if again else ""
+    if target.is_dir() and not is_run(target):
+        Run.open(target)  # Says what is wrong.
+    where = folder or (target if is_run(target) else default_folder(target))
+    run = Run.create(where, _recipe(target, sets), again=again)
+    progress = RichProgress()
+    with run.lock():
+        if again:
+            run.forget(stages[0])
+        for stage in stages:
+            if run.finished(stage):
+                progress.say(f"{stage}: already done in {run.folder}; --again redoes it")
+                continue
+            missing = [earlier for earlier in STAGES[: STAGES.index(stage)] if not run.finished(earlier)]
+            if missing:
+                raise RunError(f"{stage} needs {missing[0]} first: reticent {missing[0]} {run.folder}")
+            _function(stage)(run, progress)
+    return run
+
+
+def _function(stage: str) -> Callable[[Run, Progress], None]:
+    """The code of a stage; loaded here, because it takes seconds to load."""
+    match stage:
+        case "prepare":
+            from reticent.stages.prepare import prepare as function
+        case "train":
+            from reticent.stages.train import train as function
+        case "audit":
+            from reticent.stages.audit import audit as function
+        case "evaluate":
+            from reticent.stages.evaluate import evaluate as function
+        case _:
+            from reticent.stages.report import report as function
+    return function
+
+
+# ------------------------------------------------------------------------------------------------------------ showing
+
+
+def _guarantee(run: Run) -> str:
+    privacy = run.recipe.privacy
+    if isinstance(privacy, NonPrivate):
+        return "none: trained without privacy"
+    if not run.finished("train"):
+        return "none yet: not trained"
+    spent = run.facts("train")["guarantee"]
+    return f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}, per {spent['unit']}, {spent['relation']}"
+
+
+def _table(measurements: Sequence[Measurement]) -> "Table":
+    """Rows are measures, columns are models."""
+    from rich import box
+    from rich.table import Table
+
+    names = {(one.name, one.method) for one in measurements}
+    several = {name for name, _ in names if sum(other == name for other, _ in names) > 1}
+    cells: dict[str, dict[str, str]] = {}
+    for one in measurements:
+        label = f"{one.name} ({one.method})" if one.name in several else one.name
+        interval = "" if one.interval is None else f" [{one.interval[0]:.3g}, {one.interval[1]:.3g}]"
+        cells.setdefault(f"{label}, {one.unit}", {})[one.model] = f"{one.value:.3g}{interval}"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("measure", *_MODELS):
+        table.add_column(column, overflow="fold")
+    for label, row in cells.items():
+        table.add_row(label, *(row.get(model, "") for model in _MODELS))
+    return table
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+
+
+class RichProgress(Progress):
+    """Bars on a terminal, now and then a line elsewhere; all on stderr."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, markup=False, highlight=False)
+        self._bars: bars.Progress | None = None
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        """See `Progress.task`."""
+        if not self._console.is_terminal:
+            lines = _Lines(self, description, total)
+            yield lines
+            lines.end()
+            return
+        outermost = self._bars is None
+        if self._bars is None:
+            self._bars = _new_bars(self._console)
+            self._bars.start()
+        try:
+            yield _Bar(self._bars, self._bars.add_task(description, total=total, note=""))
+        finally:
+            if outermost:
+                self._bars.stop()
+                self._bars = None
+
+    def say(self, message: str) -> None:
+        """See `Progress.say`."""
+        self._console.print(message, soft_wrap=True)
+
+
+def _new_bars(console: Any) -> "bars.Progress":
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=24),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+class _Bar(Task):
+    """A drawn task."""
+
+    def __init__(self, drawn: "bars.Progress", task: "bars.TaskID") -> None:
+        self._drawn, self._task = drawn, task
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._drawn.update(self._task, advance=amount, note=note)
+
+
+class _Lines(Task):
+    """A task told in lines, for logs."""
+
+    def __init__(self, progress: RichProgress, description: str, total: float) -> None:
+        self._progress, self._description, self._total = progress, description, total
+        self._done, self._note = 0.0, ""
+        self._began = self._told = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._done, self._note = self._done + amount, note
+        now = time.monotonic()
+        if now - self._told >= _PLAIN_SECONDS:
+            self._told = now
+            left = (now - self._began) * max(self._total - self._done, 0) / max(self._done, 1e-9)
+            share = self._done / self._total if self._total else 1
+            self._progress.say(f"{self._description}: {share:.0%}, {left:.0f} s left{self._noted()}")
+
+    def end(self) -> None:
+        """Say that the task is done."""
+        self._progress.say(f"{self._description}: done in {time.monotonic() - self._began:.0f} s{self._noted()}")
+
+    def _noted(self) -> str:
+        return f", {self._note}" if self._note else ""

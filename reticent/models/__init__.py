@@ -1,0 +1,1 @@
+"""Language models: fetched, loaded, given adapters, and read as two methods (`LanguageModel`)."""

@@ -1,0 +1,69 @@
+"""What is trained: LoRA adapters (PEFT) or every weight; saved and loaded strictly."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from reticent.errors import ModelError
+from reticent.models.load import Loaded, load
+
+
+def add_lora(
+    model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str, seed: int
+) -> PeftModel:
+    """``model`` with float32 adapters whose B is zero: the model is unchanged until trained.
+
+    Raises:
+        ModelError: no layer has one of the ``targets`` as its name.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in an outdated way
+        torch.manual_seed(seed)
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError:
+            raise ModelError(
+                f"model.adapter.targets {targets} fit no linear layer of {type(model).__name__}. Use all-linear, or the "
+                "names that its layers have."
+            ) from None
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def train_everything(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` in float32 with every weight trainable."""
+    model.float()
+    model.requires_grad_(True)
+    return model
+
+
+def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """The adapter, or the whole model, as safetensors."""
+    model.save_pretrained(str(folder))
+
+
+def load_trained(base: str, folder: Path, *, dtype: str) -> Loaded:
+    """The fine-tuned model that `save` wrote to ``folder``, in evaluation mode.
+
+    Raises:
+        ModelError: ``folder`` does not hold it.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        return load(str(folder), dtype=dtype)._replace(tokenizer=load(base, dtype=dtype).tokenizer)
+    loaded = load(base, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # never a silently empty adapter
+        model = PeftModel.from_pretrained(loaded.model, str(folder))
+    return Loaded(model.eval(), loaded.tokenizer)  # type: ignore[arg-type]  # PeftModel forwards everything to the model

@@ -1,0 +1,532 @@
+"""Every setting, once: what was asked of a run, and how it is read and written.
+
+Frozen pydantic models; an unknown key is refused. The text under each field is the help that ``reticent new`` writes
+into a recipe. Paths are relative to the recipe file; those in an override (``-s key=value``) to the current folder.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from reticent.errors import RecipeError
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, unknown keys refused."""
+
+    # validate_default: a default of 32 for a float is stored as 32.0, so that reading back what was written is equal.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Source(Section):
+    """Where records come from, and which field is what."""
+
+    path: str | None = None
+    """A .jsonl, .json (list of objects, or object of lists), .csv, .parquet or .txt file."""
+    hub: str | None = None
+    """A data set id on the Hugging Face hub, instead of a path."""
+    split: str = "train"
+    """Which split of the hub data set."""
+    prompt: str | None = None
+    """Field that the model is given. Leave out for plain text."""
+    completion: str | None = None
+    """Field that the model learns to say."""
+    text: str | None = None
+    """Field of plain text, instead of prompt and completion."""
+    owner: str | None = None
+    """Field that says whose text it is. Left out: every record is its own owner."""
+    id: str | None = None
+    """Field that names the record. Left out: file name and row."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many records."""
+
+    @model_validator(mode="after")
+    def _one_place_and_one_layout(self) -> Self:
+        _exactly_one(self, "path", "hub")
+        if self.path is not None and self.path.endswith(".txt"):
+            given = [key for key in ("prompt", "completion", "text", "owner", "id") if getattr(self, key) is not None]
+            if given:
+                raise ValueError(f"a .txt file has no fields; leave out {' and '.join(given)}")
+            return self
+        _exactly_one(self, "text", "completion")
+        if self.prompt is not None and self.completion is None:
+            raise ValueError("prompt needs completion; plain text has neither")
+        return self
+
+
+class Canaries(Section):
+    """Invented secrets, planted so that leaks can be measured. They count as training data."""
+
+    pairs: int = Field(default=20, ge=0)
+    """Pairs of invented secrets; a coin decides which one is planted, the other is the held-out twin."""
+    copies: int = Field(default=10, ge=1)
+    """Times each planted secret is repeated; all copies are one unit of privacy."""
+    candidates: int = Field(default=100, ge=0)
+    """Invented records, each planted once if its own coin says so: the membership test."""
+
+
+class Data(Section):
+    """The private text."""
+
+    source: Annotated[
+        Annotated[Literal["bundled/clinic"], Tag("bundled")] | Annotated[Source, Tag("fields")],
+        Discriminator(lambda value: "fields" if isinstance(value, dict | Source) else "bundled"),
+    ]
+    """Records: a bundled generator or a source with a field map."""
+    patients: int = Field(default=150, ge=2)
+    """bundled/clinic only: invented patients."""
+    questions: int = Field(default=600, ge=4)
+    """bundled/clinic only: clinical coding questions."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of owners never trained on."""
+    near_duplicates: float = Field(default=0.8, gt=0, le=1)
+    """Texts at least this similar (Jaccard, 5-word shingles) belong to one unit of privacy."""
+    canaries: Canaries | None = Canaries()
+    """Planted secrets; null plants none."""
+    template: Literal["chat", "plain"] = "chat"
+    """The model's chat template, or prompt and completion joined."""
+    train_on_prompt: bool = False
+    """Whether the prompt's own tokens are learned too."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest record, in tokens."""
+    long_records: Literal["cut", "split", "drop"] = "split"
+    """What happens to longer ones: cut at the end, split into pieces of the same owner, or dropped."""
+    seed: int = 0
+    """Splits, generated data and canaries follow from it."""
+
+
+class Lora(Section):
+    """Low-rank adapters on linear layers; the base model stays as it is."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale: adapters are multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class FullFineTuning(Section):
+    """Every weight is trained."""
+
+    kind: Literal["full"] = "full"
+
+
+class Model(Section):
+    """The model to fine-tune."""
+
+    base: str = "bundled/smollm2-135m"
+    """bundled/smollm2-135m, a local folder, or a Hugging Face hub id."""
+    adapter: Annotated[Lora | FullFineTuning, Field(discriminator="kind")] = Lora()
+    """What is trained: lora or full."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen base; trained weights, norms, sums and noise are float32."""
+
+
+class Train(Section):
+    """How the weights move."""
+
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Expected number of units in a Poisson batch: a public constant, and the divisor of each step."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW or plain SGD."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    loss: Literal["sum", "mean"] = "sum"
+    """Of a record's own tokens."""
+    micro_batch_tokens: int = Field(default=2048, ge=16)
+    """Tokens computed at once: memory, never the result."""
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Initial adapter weights and non-private batches. Privacy noise never depends on it."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup must be <= steps ({self.steps}), got {self.warmup}")
+        return self
+
+
+class NonPrivate(Section):
+    """No promise."""
+
+    kind: Literal["none"] = "none"
+    unit: Literal["record", "owner"] = "owner"
+    """What a batch draws."""
+
+
+class DPSGD(Section):
+    """Differentially private SGD: clip each unit, add noise, account."""
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    unit: Literal["record", "owner"] = "owner"
+    """Whose presence is hidden: one record, or everything of one owner."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """The promise; the noise is calibrated to it. Give this or noise_multiplier."""
+    noise_multiplier: float | None = Field(default=None, gt=0)
+    """Noise standard deviation over clip_norm. Give this or epsilon."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """Must be below 1 / units."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest L2 norm of one unit's gradient."""
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> Self:
+        _exactly_one(self, "epsilon", "noise_multiplier")
+        return self
+
+
+class Audit(Section):
+    """Attacks on the trained models."""
+
+    twin: bool = True
+    """Also train the same recipe without privacy, to show what would leak."""
+    exposure: bool = True
+    """Rank each planted secret among all possible ones."""
+    membership: bool = True
+    """Tell planted records from held-out ones."""
+
+
+class Evaluate(Section):
+    """Usefulness."""
+
+    perplexity: bool = True
+    """On held-out owners, weighted by tokens."""
+    choices: bool = True
+    """Accuracy on held-out multiple-choice questions."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many held-out records."""
+
+
+class Recipe(Section):
+    """What was asked."""
+
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    privacy: Annotated[NonPrivate | DPSGD, Field(discriminator="kind")]
+    audit: Audit = Audit()
+    evaluate: Evaluate = Evaluate()
+
+
+def _exactly_one(section: Section, first: str, second: str) -> None:
+    given = [key for key in (first, second) if getattr(section, key) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"exactly one of {first} and {second} is needed, got {'both' if given else 'neither'}"
+            + (f"; set one of them to null, as in {second}: null" if given else "")
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- read and write
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with overrides such as ``train.steps=10`` on top.
+
+    An override of a ``kind`` that changes it replaces the section, because the other kind has other keys.
+
+    Raises:
+        RecipeError: The file cannot be read, or a setting is unknown, missing or out of its bounds.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; write one with: reticent new") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"the recipe {path} is not UTF-8 text") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"the recipe {path} must be a mapping of sections such as data and privacy")
+    _resolve_paths(values, path.parent)
+    return from_dict(_override(values, overrides))
+
+
+def from_dict(values: dict[str, Any]) -> Recipe:
+    """A recipe from plain values, as YAML gives them.
+
+    Raises:
+        RecipeError: Names each wrong key, its bound and its value.
+    """
+    try:
+        values = json.loads(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"a recipe holds only text, numbers, lists and mappings: {error}") from None
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("adapter"), dict):
+        model["adapter"].setdefault("kind", "lora")
+    try:
+        # Strict, and through JSON: "10" is not a number and true is not 1, but a list may be a tuple.
+        return Recipe.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, values)) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe as YAML, every setting stated."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 of the recipe as canonical JSON, in hexadecimal."""
+    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``{"train.steps": 300, ...}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+PRESETS: dict[str, tuple[str, Recipe]] = {
+    "clinic": (
+        "Generated clinical notes and coding questions, trained with DP-SGD per patient.",
+        Recipe(data=Data(source="bundled/clinic"), privacy=DPSGD(epsilon=8)),
+    ),
+    "file": (
+        "Your own file, trained with DP-SGD per owner. Change the names of the fields below.",
+        Recipe(
+            data=Data(source=Source(path="notes.jsonl", prompt="question", completion="answer", owner="patient")),
+            privacy=DPSGD(epsilon=8),
+        ),
+    ),
+}
+
+
+def commented(name: str) -> str:
+    """A complete recipe to start from, each key under its help. ``name`` is one of `PRESETS`."""
+    purpose, recipe = PRESETS[name]
+    head = f"# {purpose}\n# See the plan with: reticent check FILE. Do it all with: reticent run FILE"
+    return "\n".join([head, *_commented(recipe, depth=0)]) + "\n"
+
+
+def _commented(section: Section, *, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        help_text = field.description or (type(value).__doc__ or "" if isinstance(value, Section) else "")
+        choices = " | ".join(_choices(field.annotation))
+        help_text += f" [{choices}]" if choices else ""
+        if depth == 0:
+            yield ""
+        if help_text:
+            yield from textwrap.wrap(help_text, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        if isinstance(value, Section):
+            yield f"{indent}{key}:"
+            yield from _commented(value, depth=depth + 1)
+        else:
+            yield indent + yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True).rstrip()
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words a field may hold, if it holds one of several words."""
+    return list(get_args(annotation)) if get_origin(annotation) is Literal and len(get_args(annotation)) > 1 else []
+
+
+# ------------------------------------------------------------------------------------------------------------- YAML
+
+# The scalars of YAML 1.2's core schema. YAML 1.1, PyYAML's own, reads 1e-4 as text, 1:30 as 90, 010 as 8 and off as
+# false.
+_SCALARS = (
+    ("tag:yaml.org,2002:null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"(?:(?=.*[.eE])[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$",
+        list("-+0123456789."),
+    ),
+    ("tag:yaml.org,2002:merge", r"<<$", ["<"]),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars; a key given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} is given twice, first in line {seen[key.value]}", problem_mark=key.start_mark
+                )
+            seen[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as text."""
+
+
+_Loader.yaml_implicit_resolvers, _Dumper.yaml_implicit_resolvers = {}, {}
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+    _Dumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
+    except yaml.reader.ReaderError as error:
+        line = f", line {text.count(chr(10), 0, error.position) + 1}"
+        raise RecipeError(f"{origin}{line}: {error.reason}") from None
+    except ValueError as error:
+        raise RecipeError(f"{origin}: not valid YAML: {error}") from None
+
+
+def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    parsed: list[tuple[list[str], Any]] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise RecipeError(f"an override must look like train.steps=10, got {override!r}")
+        parsed.append((key.strip().split("."), _parse(text, f"-s {override}")))
+    # Kinds first: the keys of the new kind may stand in any order beside it.
+    for keys, value in sorted(parsed, key=lambda pair: pair[0][-1] != "kind"):
+        section = values
+        for key in keys[:-1]:
+            if not isinstance(section.get(key), dict):
+                section[key] = {}
+            section = section[key]
+        if keys[-1] == "kind" and section.get("kind") != value:
+            section.clear()
+        section[keys[-1]] = value
+    if any(keys[0] in ("data", "model") for keys, _ in parsed):
+        _resolve_paths(values, Path.cwd())  # What came from the file is absolute by now.
+    return values
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make ``data.source.path`` absolute, and ``model.base`` where it is plainly a path and no hub id."""
+    data, model = values.get("data"), values.get("model")
+    source = data.get("source") if isinstance(data, dict) else None
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        source["path"] = str((folder / Path(source["path"]).expanduser()).resolve())
+    if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith((".", "~")):
+        model["base"] = str((folder / Path(model["base"]).expanduser()).resolve())
+
+
+# ---------------------------------------------------------------------------------------------------------- mistakes
+
+_PLAIN = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "an object": "a mapping of keys",
+}
+
+
+def _explain(error: ValidationError, values: dict[str, Any]) -> str:
+    """One line for each wrong key: the key, the bound, the value, and what it may have been meant to be."""
+    told = [(".".join(_keys(details, values)), details) for details in error.errors()]
+    return "\n".join(
+        _sentence(key, [details for _, details in group], values)
+        for key, group in groupby(told, key=lambda pair: pair[0])
+    )
+
+
+def _keys(details: ErrorDetails, values: Any) -> list[str]:
+    """The keys of an error's location, without the union members that pydantic names between them."""
+    keys: list[str] = []
+    for position, part in enumerate(details["loc"]):
+        missing = details["type"] == "missing" and position == len(details["loc"]) - 1
+        if isinstance(values, dict) and (part in values or missing):
+            keys.append(str(part))
+            values = values.get(part)
+    return keys
+
+
+def _sentence(key: str, errors: list[ErrorDetails], values: dict[str, Any]) -> str:
+    context = errors[0].get("ctx", {})
+    match errors[0]["type"]:
+        case "extra_forbidden":
+            return _unknown(key, values)
+        case "missing":
+            return f"{key} is missing; it must be set"
+        case "union_tag_not_found":
+            return f"{key}.kind is missing; it must be one of {', '.join(map(repr, _members(key)))}"
+        case "union_tag_invalid":
+            return f"{key}.kind must be one of {context['expected_tags']}, got {context['tag']!r}"
+        case "value_error":
+            return f"{key}: {context['error']}"
+    bounds = [error["msg"].removeprefix("Input should be ") for error in errors]
+    return f"{key} must be {' or '.join(_PLAIN.get(bound, bound) for bound in bounds)}, got {errors[0]['input']!r}"
+
+
+def _unknown(key: str, values: dict[str, Any]) -> str:
+    name, _, last = key.rpartition(".")
+    kind = _at(values, name).get("kind")
+    members = _members(name)
+    section = members.get(kind) or next(iter(members.values()))
+    valid = [f"{name}.{other}" if name else other for other in section.model_fields]
+    others = [str(other) for other, member in members.items() if last in member.model_fields]
+    if others:
+        meant = f"; {kind!r} has no such key, {' and '.join(others)} has."
+    else:
+        elsewhere = [other for other in flatten(PRESETS["clinic"][1].model_dump()) if other.endswith(f".{last}")]
+        near = difflib.get_close_matches(key, valid, n=1) or elsewhere
+        meant = f"; did you mean {near[0]}?" if near else "."
+    return f"unknown key {key}{meant} Valid: {', '.join(valid)}"
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in filter(None, key.split(".")):
+        values = values[part]
+    return values
+
+
+def _members(key: str) -> dict[str | None, type[Section]]:
+    """The kinds of section that may stand at a dotted key, by the word in ``kind``."""
+    sections: list[type[Section]] = [Recipe]
+    for part in filter(None, key.split(".")):
+        sections = [
+            member
+            for section in sections
+            if part in section.model_fields
+            for member in _sections(section.model_fields[part].annotation)
+        ]
+    return {
+        section.model_fields["kind"].default if "kind" in section.model_fields else None: section
+        for section in sections
+    }
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for member in get_args(annotation):
+        yield from _sections(member)

@@ -1,0 +1,109 @@
+"""report.json to one self-contained HTML page."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from reticent.measurement import Measurement
+from reticent.reports import plots, table
+from reticent.reports.report import Report
+
+
+class Figure(NamedTuple):
+    """``svg`` is our own drawing of numbers and model names, escaped by the library that drew it."""
+
+    svg: Markup
+    title: str
+    caption: str
+
+
+def render(report: Report) -> str:
+    """The page: promise and verdicts first, then figures, then an annex with every number. No request leaves it.
+
+    Args:
+        report: the content of report.json. Every text in it is escaped.
+
+    Returns:
+        HTML, to be written as UTF-8. The same report gives the same bytes.
+    """
+    environment = Environment(
+        loader=PackageLoader("reticent.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    measurements = [Measurement.from_dict(values) for values in report["measurements"]]
+    rows = table.verdicts(report)
+    return environment.get_template("report.html").render(
+        title=report["title"],
+        created=report["created"],
+        promised=report["guarantee"]["epsilon"] is not None,
+        promise=table.promise(report["guarantee"]),
+        subject="Private model" if table.subject(report) == "private" else "This model, not private",
+        twin=table.subject(report) == "private",
+        leaks=[row for row in rows if row.verdict is not None],
+        usefulness=[row for row in rows if row.verdict is None],
+        unanswered=table.unanswered(report),
+        figures=_figures(report),
+        mechanism=list(_flat({k: v for k, v in report["guarantee"].items() if k != "limits" and v is not None})),
+        measurements=measurements,
+        model_names=table.MODELS,
+        number=table.number,
+        data=list(_flat(report.get("data", {}))),
+        recipe=report.get("recipe", ""),
+        provenance=list(_flat(report.get("provenance", {}))),
+    )
+
+
+def _figures(report: Report) -> list[Figure]:
+    given = report.get("plots", {})
+    exposure = {model: bits for model, bits in given.get("exposure", {}).items() if bits["planted"] or bits["held_out"]}
+    loss = {model: points for model, points in given.get("loss", {}).items() if points}
+    roc = given.get("roc", {})
+    figures = []
+    if exposure:
+        figures.append(
+            Figure(
+                Markup(plots.exposure(exposure)),
+                "Planted secrets",
+                "Each dot is one invented secret: filled if it was planted in the training data, open if it was held "
+                "out. Bars are means. A model that never saw a secret puts 95 of 100 of them inside the shaded band. "
+                "Each bit above chance halves the guesses that an attacker needs.",
+            )
+        )
+    if roc:
+        figures.append(
+            Figure(
+                Markup(plots.roc(roc)),
+                "Telling who was in the training data",
+                "The attacker flags the highest scores. On the dashed line this is no better than guessing; the "
+                "further above it, the worse for privacy. The shaded parts hold less than one record to count.",
+            )
+        )
+    if loss:
+        figures.append(
+            Figure(
+                Markup(plots.loss(loss)),
+                "Training",
+                "Loss on the training data by step. Where training was private, the dotted line is the part of the "
+                "promise, ε, that had been spent by then.",
+            )
+        )
+    return figures
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as (name, text) lines."""
+    for key, value in values.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name} · ")
+        elif isinstance(value, list):
+            yield name, ", ".join(str(item) for item in value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, table.number(value) if isinstance(value, float) else f"{value:,}"
+        else:
+            yield name, str(value)

@@ -1,0 +1,533 @@
+"""A run: one folder with all that a recipe made, and the only code that knows its file names::
+
+    recipe.yaml                  what was asked
+    provenance.json              with which versions, on what hardware (no host, no user, no paths)
+    data/train, data/held_out    records and their units of privacy, as datasets
+    data/canaries.json           planted secrets and their twins
+    data/manifest.json           counts and digests
+    models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"
+    measurements/STAGE.json      what was measured
+    plots/STAGE.json             points to draw
+    report.html, report.json
+    stages/STAGE.json            written last: the stage is done, and these are its facts
+
+Files are written beside their place and renamed into it, so a file is whole or absent. What this does not cover: files
+inside a model's folder that training writes by itself (ledger, log, checkpoint), which are atomic there.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from reticent import recipe as recipes
+from reticent.data.record import Record
+from reticent.errors import RunError
+from reticent.measurement import Measurement
+from reticent.recipe import Recipe
+
+STAGES: Final = ("prepare", "train", "audit", "evaluate", "report")
+"""In the order in which they are done."""
+
+Part = Literal["train", "held_out"]
+ModelName = Literal["private", "twin"]
+
+_TEMPORARY = ".writing-"
+_REMOVED = ".removed-"
+_PACKAGES = (
+    "reticent",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "dp-accounting",
+    "scipy",
+    "numpy",
+    "cryptography",
+    "pydantic",
+)
+
+
+def default_folder(recipe_file: Path) -> Path:
+    """Where a recipe's run goes when nothing else is said: ``runs/NAME`` under the current folder."""
+    return Path("runs") / recipe_file.stem
+
+
+class Run:
+    """One run folder. Make it with `create` or `open`."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder: Final = folder
+        self.recipe: Final = recipe
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    # ------------------------------------------------------------------------------------------------- the folder
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, *, again: bool = False) -> "Run":
+        """A new run, or the one that is already in ``folder`` for the same recipe.
+
+        With ``again``, a run of another recipe becomes one of this recipe: the stages that the change touches, and all
+        later ones, are forgotten.
+
+        Raises:
+            RunError: The folder holds something else, another process works in it, or it cannot be written.
+        """
+        run = cls(folder, recipe)
+        if not is_run(folder):
+            with _told(folder):
+                if folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
+                    raise RunError(f"{folder} holds other files and no run; name another folder with --run")
+                folder.mkdir(parents=True, exist_ok=True)
+            with run.lock():
+                run._write_recipe()
+            return run
+        old = cls.open(folder)
+        if recipes.digest(old.recipe) == recipes.digest(recipe):
+            return run
+        changes = _differences(old.recipe, recipe)
+        if not again:
+            told = "; ".join(f"{key}: {before!r} -> {after!r}" for key, before, after in changes[:3])
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            raise RunError(
+                f"{folder} is a run of another recipe ({told}{more}); "
+                "name another folder with --run, or redo what the change touches with --again"
+            )
+        with run.lock():
+            old.forget(_first_stage([key for key, _, _ in changes]))
+            run._write_recipe()
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The run in ``folder``.
+
+        Raises:
+            RunError: There is none, or its recipe was edited after the fact.
+        """
+        if not is_run(folder):
+            raise RunError(f"{folder} is not a run folder: it has no recipe.yaml; make one with: reticent run RECIPE")
+        run = cls(folder, recipes.load(folder / "recipe.yaml"))
+        provenance = folder / "provenance.json"
+        if provenance.exists() and run.read_provenance().get("recipe") != recipes.digest(run.recipe):
+            raise RunError(
+                f"{folder / 'recipe.yaml'} is not the recipe that the run was made with: it was edited, or another "
+                "version of reticent reads it; put it back, or name another folder with --run"
+            )
+        return run
+
+    def _write_recipe(self) -> None:
+        self._remove(self.folder / "provenance.json")  # It vouches for recipe.yaml, so it goes first and comes last.
+        self._write(self.folder / "recipe.yaml", recipes.dump(self.recipe))
+        self._write_json(self.folder / "provenance.json", self.provenance())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder while the block runs; ends with the process, however it ends.
+
+        Raises:
+            RunError: Another process is working in the folder.
+        """
+        with _told(self.folder):
+            # Open for writing: file systems over a network refuse the lock otherwise.
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another reticent process is working in {self.folder}; wait for it, or name another folder "
+                    "with --run"
+                ) from None
+            self._sweep()
+            yield
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written. Only under the lock."""
+        with _told(self.folder):
+            for prefix in (_TEMPORARY, _REMOVED):
+                for path in list(self.folder.rglob(f"{prefix}*")):
+                    _delete(path)
+
+    # ----------------------------------------------------------------------------------------------------- stages
+
+    def finished(self, stage: str) -> bool:
+        """Whether ``stage`` is done. `create` and `open` see to it that it was done for this recipe."""
+        return self._marker(stage).exists()
+
+    def finish(self, stage: str, facts: dict[str, Any]) -> None:
+        """Mark ``stage`` as done. The last thing that a stage does; ``facts`` are plain values for later stages."""
+        provenance = self.provenance()
+        self._write_json(self.folder / "provenance.json", provenance)
+        self._write_json(self._marker(stage), {"facts": facts, "provenance": provenance})
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What `finish` was told.
+
+        Raises:
+            RunError: The stage is not done.
+        """
+        facts: dict[str, Any] = self._read_json(self._marker(stage))["facts"]
+        return facts
+
+    def forget(self, stage: str) -> None:
+        """Remove what ``stage`` and all later stages wrote.
+
+        The models go too, with their ledgers: a new training is a new release of the same data, and a model that was
+        given away before keeps its own cost.
+        """
+        gone = STAGES[STAGES.index(stage) :]
+        for later in reversed(gone):  # Markers first, the last stage first: no marker outlives what it speaks of.
+            self._remove(self._marker(later))
+        for later in gone:
+            for path in self._outputs(later):
+                self._remove(path)
+
+    def _marker(self, stage: str) -> Path:
+        assert stage in STAGES, stage
+        return self.folder / "stages" / f"{stage}.json"
+
+    def _outputs(self, stage: str) -> list[Path]:
+        own = {
+            "prepare": [self.folder / "data"],
+            "train": [self.folder / "models"],
+            "report": [self.folder / "report.html", self.folder / "report.json"],
+        }
+        return [*own.get(stage, []), self._measurements(stage), self._plots(stage)]
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def write_records(self, part: Part, records: Sequence[Record], units: Sequence[str]) -> str:
+        """Store records with the unit of privacy of each; returns the SHA-256 of all of it, for the manifest."""
+        import datasets
+
+        text, texts = datasets.Value("string"), datasets.List(datasets.Value("string"))
+        names = ("id", "owner", "prompt", "completion", "origin")
+        features = dict.fromkeys((*names, "unit"), text) | {"options": texts, "answer": datasets.Value("int32")}
+        columns = {name: [getattr(record, name) for record in records] for name in names}
+        columns |= {
+            "unit": list(units),
+            "options": [list(record.options) for record in records],
+            "answer": [record.answer for record in records],
+        }
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        with self.replacing(self.folder / "data" / part) as folder, _no_bars():
+            table.save_to_disk(folder, num_shards=None if records else 1)  # No shard at all cannot be read back.
+        return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+
+    def read_records(self, part: Part) -> list[tuple[Record, str]]:
+        """Records and the unit of privacy of each, in the order in which they were written."""
+        import datasets
+
+        folder = self.folder / "data" / part
+        try:
+            rows = datasets.Dataset.load_from_disk(str(folder)).to_list()
+            return [
+                (Record(**{**row, "options": tuple(row["options"])}), unit)
+                for row in rows
+                for unit in [row.pop("unit")]
+            ]
+        except Exception:  # Of many libraries; their text may hold that of records.
+            raise RunError(
+                f"{folder} is missing or damaged; redo it with: reticent prepare {self.folder} --again"
+            ) from None
+
+    def write_canaries(self, text: str) -> None:
+        """Store the canaries, as JSON text."""
+        self._write(self.folder / "data" / "canaries.json", text)
+
+    def read_canaries(self) -> str:
+        """The canaries, as JSON text."""
+        return self._read(self.folder / "data" / "canaries.json")
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Store counts and digests of the data."""
+        self._write_json(self.folder / "data" / "manifest.json", manifest)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Counts and digests of the data."""
+        return self._read_json(self.folder / "data" / "manifest.json")
+
+    # ----------------------------------------------------------------------------------------------------- models
+
+    def model_folder(self, name: ModelName) -> Path:
+        """The trained adapter or weights. Write it inside `replacing`."""
+        return self._model(name) / "model"
+
+    def checkpoint_folder(self, name: ModelName) -> Path:
+        """Where training keeps what it resumes from."""
+        return self._model(name) / "checkpoint"
+
+    def ledger_path(self, name: ModelName) -> Path:
+        """Every noisy release of this model's training."""
+        return self._model(name) / "ledger.jsonl"
+
+    def log_path(self, name: ModelName) -> Path:
+        """Loss and speed, step by step."""
+        return self._model(name) / "log.jsonl"
+
+    def _model(self, name: str) -> Path:
+        folder = self.folder / "models" / name
+        with _told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # ---------------------------------------------------------------------------------------- measurements, report
+
+    def write_measurements(self, stage: str, measurements: Sequence[Measurement]) -> None:
+        """Store what a stage measured."""
+        values = {"measurements": [measurement.to_dict() for measurement in measurements]}
+        self._write_json(self._measurements(stage), values)
+
+    def read_measurements(self, stage: str | None = None) -> list[Measurement]:
+        """What one stage measured, or all of them in order; nothing for a stage that measured nothing."""
+        paths = [self._measurements(one) for one in ([stage] if stage else STAGES)]
+        files = [self._read_json(path) for path in paths if path.exists()]
+        return [Measurement.from_dict(values) for file in files for values in file["measurements"]]
+
+    def write_plots(self, stage: str, plots: dict[str, Any]) -> None:
+        """Store points to draw: plain values by the plot's name."""
+        self._write_json(self._plots(stage), plots)
+
+    def read_plots(self, stage: str) -> dict[str, Any]:
+        """Points to draw; empty for a stage that has none."""
+        path = self._plots(stage)
+        return self._read_json(path) if path.exists() else {}
+
+    def write_report(self, html: str, values: dict[str, Any]) -> None:
+        """Store the report for people and the one for programs."""
+        self._write_json(self.folder / "report.json", values)
+        self._write(self.report_path, html)
+
+    def read_report(self) -> dict[str, Any]:
+        """The report for programs."""
+        return self._read_json(self.folder / "report.json")
+
+    @property
+    def report_path(self) -> Path:
+        """The report for people."""
+        return self.folder / "report.html"
+
+    def _measurements(self, stage: str) -> Path:
+        return self.folder / "measurements" / f"{stage}.json"
+
+    def _plots(self, stage: str) -> Path:
+        return self.folder / "plots" / f"{stage}.json"
+
+    # ------------------------------------------------------------------------------------------------- provenance
+
+    def provenance(self) -> dict[str, Any]:
+        """What this was made with, now. Names no host, no user and no folder."""
+        return {
+            "recipe": recipes.digest(self.recipe),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "packages": _versions(),
+            "commit": _commit(),
+            "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "hardware": _hardware(),
+        }
+
+    def read_provenance(self) -> dict[str, Any]:
+        """What the stage that finished last was made with."""
+        return self._read_json(self.folder / "provenance.json")
+
+    # ------------------------------------------------------------------------------------------- reading, writing
+
+    @contextmanager
+    def replacing(self, target: Path) -> Iterator[Path]:
+        """An empty folder that takes the place of the folder ``target`` when the block ends well, and goes otherwise.
+
+        Raises:
+            RunError: The disk is full or the folder cannot be written.
+        """
+        with _told(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+            try:
+                yield folder
+                folder.chmod(0o777 & ~_umask())  # mkdtemp's own is for the user alone.
+                for path in folder.rglob("*"):
+                    if path.is_file():
+                        _sync(path)
+                self._remove(target)
+                folder.replace(target)
+                _sync(target.parent)
+            finally:
+                _delete(folder)
+
+    def _write(self, path: Path, text: str) -> None:
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{path.name}"
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                _sync(temporary)
+                temporary.replace(path)
+                _sync(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _write_json(self, path: Path, values: dict[str, Any]) -> None:
+        self._write(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+    def _read(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing; make it with: reticent run {self.folder}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"cannot read {path}: {type(error).__name__}") from None
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            values: dict[str, Any] = json.loads(self._read(path))
+            return values
+        except json.JSONDecodeError:
+            raise RunError(f"{path} is damaged; redo everything with: reticent run {self.folder} --again") from None
+
+    def _remove(self, path: Path) -> None:
+        """Take a file or folder away in one move, then delete it: a half-deleted checkpoint is never seen."""
+        with _told(path):
+            if path.exists():
+                away = path.parent / f"{_REMOVED}{os.getpid()}-{path.name}"
+                path.replace(away)
+                _delete(away)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run folder."""
+    return (folder / "recipe.yaml").is_file()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RunError(f"cannot write {path}: {reason}; make room or name another folder with --run") from None
+    except Exception as error:
+        # safetensors reports a full disk by an error of its own.
+        if type(error).__name__ != "SafetensorError" or "I/O error" not in str(error):
+            raise
+        raise RunError(f"cannot write {path}: is the disk full? Make room or name another folder with --run") from None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No progress bars of datasets' own: libraries are quiet."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; None where a recipe has no such key."""
+    before = recipes.flatten(old.model_dump(mode="json"))
+    after = recipes.flatten(new.model_dump(mode="json"))
+    return [(key, before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)]
+
+
+def _first_stage(keys: Sequence[str]) -> str:
+    """The first stage whose result a change of these settings touches."""
+
+    def of(key: str) -> str:
+        section = key.split(".")[0]
+        if section in ("data", "model", "privacy"):
+            return "prepare"  # Units, canaries and the counts of tokens follow from all three.
+        if section == "train" or key == "audit.twin":
+            return "train"
+        return section
+
+    return min(map(of, keys), key=STAGES.index)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    """The commit of the project, if this package lies in a checkout of it, and whether files differ from it."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        lines = [line for line in information.read_text(errors="replace").splitlines() if line.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    hardware = {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    torch = sys.modules.get("torch")  # Never loaded for this alone.
+    if torch is not None and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware

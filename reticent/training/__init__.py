@@ -1,0 +1,1 @@
+"""One loop, private or not, that survives being killed."""

@@ -1,0 +1,182 @@
+from pathlib import Path
+
+import pytest
+
+from reticent import recipe
+from reticent.errors import RecipeError
+from reticent.recipe import DPSGD, PRESETS, Data, FullFineTuning, Lora, NonPrivate, Recipe, Source
+
+BASE = "data: {source: bundled/clinic}\nprivacy: {kind: dp-sgd, epsilon: 8}\n"
+FILE = "data: {source: {path: notes.jsonl, text: note}}\nprivacy: {kind: none}\n"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Load a recipe given as text, with overrides."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str, *overrides: str) -> Recipe:
+        path = folder / "my.yaml"
+        path.write_text(text, encoding="utf-8")
+        return recipe.load(path, overrides)
+
+    return load
+
+
+def test_defaults_fill_what_is_not_stated(load):
+    assert load(BASE) == Recipe(data=Data(source="bundled/clinic"), privacy=DPSGD(epsilon=8))
+
+
+def test_unknown_key_names_the_nearest_valid_one(load):
+    with pytest.raises(RecipeError, match=r"unknown key train.step; did you mean train.steps\? Valid: train.steps, "):
+        load(BASE + "train: {step: 3}")
+
+
+def test_unknown_key_is_found_in_another_section(load):
+    with pytest.raises(RecipeError, match=r"unknown key steps; did you mean train.steps\? Valid: data, model"):
+        load(BASE + "steps: 3")
+
+
+def test_unknown_key_of_another_kind_says_which_kind_has_it(load):
+    with pytest.raises(RecipeError, match=r"unknown key privacy.epsilon; 'none' has no such key, dp-sgd has"):
+        load(FILE, "privacy.epsilon=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.steps=0"], "train.steps must be greater than or equal to 1, got 0"),
+        (["train.steps='10'"], "train.steps must be a whole number, got '10'"),
+        (["train.steps=true"], "train.steps must be a whole number, got True"),
+        (["train.learning_rate=.inf"], "train.learning_rate must be a finite number, got inf"),
+        (["train.optimizer=adam"], "train.optimizer must be 'adamw' or 'sgd', got 'adam'"),
+        (["train=4"], "train must be a mapping of keys, got 4"),
+        (["train.warmup=400"], r"train: warmup must be <= steps \(300\), got 400"),
+        (["data.held_out=1"], "data.held_out must be less than 1, got 1"),
+        (["data.source=clinic"], "data.source must be 'bundled/clinic', got 'clinic'"),
+        (["model.adapter.targets=5"], "model.adapter.targets must be a list or 'all-linear', got 5"),
+        (["model.adapter.kind=foo"], "model.adapter.kind must be one of 'lora', 'full', got 'foo'"),
+        (["privacy={epsilon: 8}"], "privacy.kind is missing; it must be one of 'none', 'dp-sgd'"),
+        (["privacy.noise_multiplier=1"], "privacy: exactly one of epsilon and noise_multiplier is needed, got both"),
+        (["privacy.epsilon=null"], "privacy: exactly one of epsilon and noise_multiplier is needed, got neither"),
+        (["privacy.delta=1"], "privacy.delta must be less than 1, got 1"),
+        (["data.source={text: a}"], "data.source: exactly one of path and hub is needed, got neither"),
+        (["data.source={path: a.csv, hub: b, text: c}"], "exactly one of path and hub is needed, got both"),
+        (["data.source={path: a.csv}"], "exactly one of text and completion is needed, got neither"),
+        (
+            ["data.source={path: a.csv, text: a, completion: b}"],
+            "exactly one of text and completion is needed, got both",
+        ),
+        (["data.source={path: a.csv, text: a, prompt: b}"], "prompt needs completion"),
+        (["data.source={path: a.txt, text: a, owner: b}"], "a .txt file has no fields; leave out text and owner"),
+        (["data=null"], "data must be a mapping of keys, got None"),
+        (["train.steps"], "an override must look like train.steps=10, got 'train.steps'"),
+        (["train.steps=["], r"-s train.steps=\[, line 1: "),
+    ],
+)
+def test_wrong_value_names_key_bound_and_value(load, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load(BASE, *overrides)
+
+
+def test_every_mistake_is_told_at_once(load):
+    with pytest.raises(RecipeError) as caught:
+        load(BASE, "train.steps=0", "train.seeds=3", "privacy.clip_norm=-1")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "my.yaml, line 3: a is given twice, first in line 1"),
+        ("data:\n  a: [1\nb: 3\n", "my.yaml, line 3: expected"),
+        ("a: 1\nb: \x07\n", "my.yaml, line 2: special characters are not allowed"),
+        ("a: !!python/name:os.system\n", "my.yaml, line 1: could not determine a constructor"),
+        ("", "must be a mapping of sections"),
+        ("data: !!set {a}\n", "a recipe holds only text, numbers, lists and mappings"),
+        ("data: &a [*a]\n", "a recipe holds only text, numbers, lists and mappings"),
+    ],
+)
+def test_broken_yaml_names_file_and_line(load, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load(text)
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="No such file or directory; write one with: reticent new"):
+        recipe.load(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(RecipeError, match=r"binary.yaml is not UTF-8 text"):
+        recipe.load(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("written", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".0001"])
+def test_every_way_to_write_a_number_is_a_number(load, written):
+    assert load(BASE + f"train: {{learning_rate: {written}}}").train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("word", ["no", "off", "yes", "1:30", "010", "1_0", "2026-01-02"])
+def test_words_that_yaml_1_1_reads_otherwise_stay_text_and_survive_a_dump(load, word):
+    asked = load(f"data: {{source: {{path: a.csv, text: {word}}}}}\nprivacy: {{kind: none}}\n")
+    assert isinstance(asked.data.source, Source)
+    assert asked.data.source.text == word
+    assert load(recipe.dump(asked)) == asked
+
+
+def test_override_of_a_kind_replaces_the_section_in_any_order(load):
+    assert load(BASE, "privacy.unit=record", "privacy.kind=none").privacy == NonPrivate(unit="record")
+    assert load(BASE, "model.adapter.kind=full").model.adapter == FullFineTuning()
+    assert load(BASE, "privacy.kind=dp-sgd").privacy == DPSGD(epsilon=8)
+
+
+def test_override_goes_on_top_of_defaults(load):
+    assert load(BASE, "model.adapter.rank=4", "data.canaries.pairs=3").model.adapter == Lora(rank=4)
+    assert load(BASE, "data.canaries=null").data.canaries is None
+    assert load(BASE, "model.adapter.targets=[q_proj, v_proj]").model.adapter == Lora(targets=("q_proj", "v_proj"))
+
+
+def test_paths_follow_the_recipe_file_and_overrides_the_current_folder(load, tmp_path):
+    def path(asked: Recipe) -> str | None:
+        assert isinstance(asked.data.source, Source)
+        return asked.data.source.path
+
+    assert path(load(FILE)) == str(tmp_path / "recipes" / "notes.jsonl")
+    assert path(load(FILE, "data.source.path=notes.jsonl")) == str(tmp_path / "notes.jsonl")
+    assert path(load(FILE, "data.source.path=/data/notes.jsonl")) == "/data/notes.jsonl"
+    assert load(BASE + "model: {base: ./here}").model.base == str(tmp_path / "recipes" / "here")
+    assert load(BASE + "model: {base: maker/name}").model.base == "maker/name"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_commented_recipe_loads_to_its_preset(load, name, tmp_path):
+    text = recipe.commented(name)
+    expected = PRESETS[name][1].model_dump(mode="json")
+    if name == "file":
+        expected["data"]["source"]["path"] = str(tmp_path / "recipes" / expected["data"]["source"]["path"])
+    assert load(text) == recipe.from_dict(expected)
+
+
+def test_commented_recipe_states_and_explains_every_setting():
+    lines = [line.strip() for line in recipe.commented("clinic").splitlines()]
+    settings = recipe.flatten(PRESETS["clinic"][1].model_dump())
+    for key in settings:
+        place = next(i for i, line in enumerate(lines) if line.startswith(key.split(".")[-1] + ":"))
+        assert key.endswith(".kind") or lines[place - 1].startswith("#"), key
+
+
+def test_dump_and_load_keep_the_digest(load):
+    asked = load(BASE, "model.adapter.alpha=16", "train.learning_rate=3e-5")
+    again = load(recipe.dump(asked))
+    assert again == asked
+    assert recipe.digest(again) == recipe.digest(asked)
+    assert recipe.digest(load(BASE)) == recipe.digest(PRESETS["clinic"][1])
+    assert recipe.digest(asked) != recipe.digest(load(BASE))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_recipes_of_the_project_load(path):
+    assert recipe.load(path)
