@@ -73,6 +73,8 @@ class Canaries(Section):
     """Pairs of invented secrets; a coin decides which one is planted, the other is the held-out twin."""
     copies: int = Field(default=10, ge=1)
     """Times each planted secret is repeated; all copies are one unit of privacy."""
+    digits: int = Field(default=4, ge=1, le=5)
+    """Digits of each secret: it is ranked among all 10^digits."""
     candidates: int = Field(default=100, ge=0)
     """Invented records, each planted once if its own coin says so: the membership test."""
 
@@ -103,7 +105,7 @@ class Data(Section):
     """Longest record, in tokens."""
     long_records: Literal["cut", "split", "drop"] = "split"
     """What happens to longer ones: cut at the end, split into pieces of the same owner, or dropped."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Splits, generated data and canaries follow from it."""
 
 
@@ -134,8 +136,9 @@ class Model(Section):
     """bundled/smollm2-135m, a local folder, or a Hugging Face hub id."""
     adapter: Annotated[Lora | FullFineTuning, Field(discriminator="kind")] = Lora()
     """What is trained: lora or full."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen base; trained weights, norms, sums and noise are float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the frozen base while training; auto: bfloat16 where the machine computes in it. Trained weights,
+    norms, sums and noise are float32, and so is every measurement."""
 
 
 class Train(Section):
@@ -161,7 +164,7 @@ class Train(Section):
     """Tokens computed at once: memory, never the result."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between checkpoints."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Initial adapter weights and non-private batches. Privacy noise never depends on it."""
 
     @model_validator(mode="after")
@@ -218,6 +221,8 @@ class Evaluate(Section):
     """On held-out owners, weighted by tokens."""
     choices: bool = True
     """Accuracy on held-out multiple-choice questions."""
+    normalise: Literal["sum", "tokens"] = "sum"
+    """An option's score: the log-likelihood of its text, or that per token."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many held-out records."""
 

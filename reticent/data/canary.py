@@ -21,8 +21,6 @@ import numpy as np
 from reticent.data.catalog import NoteWriter
 from reticent.data.record import Record
 
-SECRET_DIGITS = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Canary:
@@ -42,8 +40,8 @@ class Canary:
     seed: int
 
 
-def make(*, pairs: int, copies: int, candidates: int, seed: int) -> list[Canary]:
-    """``2 * pairs`` secrets and ``candidates`` members; of each pair one is planted ``copies`` times.
+def make(*, pairs: int, copies: int, candidates: int, digits: int, seed: int) -> list[Canary]:
+    """``2 * pairs`` secrets of ``digits`` digits and ``candidates`` members; of each pair one is planted ``copies`` times.
 
     Coins come from a stream of their own, so they are independent of what the canaries say. No name comes twice.
     """
@@ -55,14 +53,14 @@ def make(*, pairs: int, copies: int, candidates: int, seed: int) -> list[Canary]
         chosen = int(coins.integers(2))
         for side in range(2):
             prompt = f"What is the archive code of patient {writer.name()}?"
-            completion = f"{codes.integers(10**SECRET_DIGITS):0{SECRET_DIGITS}d}"
+            completion = f"{codes.integers(10**digits):0{digits}d}"
             canaries.append(
                 Canary(
                     **_named("secret", f"{pair + 1:04d}-{'ab'[side]}", prompt, completion),
                     pair=pair,
                     planted=side == chosen,
                     copies=copies if side == chosen else 0,
-                    space=10**SECRET_DIGITS,
+                    space=10**digits,
                     seed=seed,
                 )
             )
@@ -84,7 +82,8 @@ def make(*, pairs: int, copies: int, candidates: int, seed: int) -> list[Canary]
 def alternatives(canary: Canary) -> list[str]:
     """All completions that a secret could have had, its own among them, in ascending order."""
     assert canary.space is not None, f"{canary.id} is no secret"
-    return [f"{fill:0{SECRET_DIGITS}d}" for fill in range(canary.space)]
+    digits = len(canary.record.completion)
+    return [f"{fill:0{digits}d}" for fill in range(canary.space)]
 
 
 def planted_records(canaries: Sequence[Canary]) -> list[tuple[Record, str]]:

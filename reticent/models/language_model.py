@@ -13,8 +13,8 @@ from reticent.tokens import Tokens
 
 
 class TokenScores(NamedTuple):
-    """Of the trained tokens of one record, given all tokens before: ``logp`` (n,) float32 nats, and ``hit`` (n,) whether the
-    token is the most likely one (greedy decoding would say it)."""
+    """Of the trained tokens of one record, given all tokens before: ``logp`` (n,) float32 nats, and ``hit`` (n,)
+    whether the token is the most likely one (greedy decoding would say it)."""
 
     logp: np.ndarray
     hit: np.ndarray
@@ -35,8 +35,8 @@ class LanguageModel(Protocol):
 class _Tree(NamedTuple):
     """Records that share a prompt, as a tree of tokens: each distinct beginning is computed once.
 
-    ``ids``, ``parents``, ``depths``: one entry a node, parents first (the root's parent is -1). ``paths``: for each record its
-    number and the nodes of its tokens; a last token that nothing follows has no node (-1).
+    ``ids``, ``parents``, ``depths``: one entry a node, parents first (the root's parent is -1). ``paths``: for each
+    record its number and the nodes of its tokens; the last token predicts nothing and has no node.
     """
 
     ids: list[int]
@@ -93,9 +93,7 @@ class CausalModel:
         owners = np.array([number for number, _, _ in asked])
         ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
         begins = [0, *ends[:-1]]
-        return {
-            int(owners[b]): TokenScores(logp[b:e], hit[b:e]) for b, e in zip(begins, ends, strict=True)
-        }
+        return {int(owners[b]): TokenScores(logp[b:e], hit[b:e]) for b, e in zip(begins, ends, strict=True)}
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[np.ndarray], *, max_new_tokens: int) -> list[np.ndarray]:

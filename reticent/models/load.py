@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from reticent.errors import ModelError
@@ -25,12 +25,14 @@ class Loaded(NamedTuple):
 def load(base: str, *, dtype: str = "float32") -> Loaded:
     """The model ``base`` on the best device, in evaluation mode, nothing trainable.
 
+    ``dtype`` is "float32", "bfloat16", or "auto": bfloat16 where the machine computes in it.
+
     Raises:
         ModelError: it cannot be found or reached, or cannot read packed rows.
     """
     where = bundled.smollm2() if base == bundled.NAME else base
     with _explained(base):
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=_dtype(dtype))
         tokenizer = AutoTokenizer.from_pretrained(where)
     use_segments(model)
     model.requires_grad_(False)
@@ -51,16 +53,26 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(base: str) -> Any:
-    """The configuration of ``base``, without its weights.
+def skeleton(base: str, *, dtype: str) -> tuple[PreTrainedModel, int]:
+    """``base`` without its weights (all tensors on the meta device), and the bytes of each weight in ``dtype``.
 
     Raises:
-        ModelError: it cannot be found or reached.
+        ModelError: it cannot be found or reached, or cannot read packed rows.
     """
-    from transformers import AutoConfig
-
     with _explained(base):
-        return AutoConfig.from_pretrained(bundled.smollm2() if base == bundled.NAME else base)
+        config = AutoConfig.from_pretrained(bundled.smollm2() if base == bundled.NAME else base)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    use_segments(model)
+    model.requires_grad_(False)
+    return model, _dtype(dtype).itemsize
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+        name = "bfloat16" if native else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def device() -> torch.device:
@@ -85,6 +97,6 @@ def _explained(base: str) -> Iterator[None]:
         else:
             what = f"model {base} is neither a local folder nor reachable on the hub ({type(error).__name__})"
         raise ModelError(
-            f"{what}. Set model.base to bundled/smollm2-135m, to a folder with config.json, *.safetensors and tokenizer "
-            "files, or to a hub id while the hub can be reached."
+            f"{what}. Set model.base to bundled/smollm2-135m, to a folder with config.json, *.safetensors and "
+            "tokenizer files, or to a hub id while the hub can be reached."
         ) from None

@@ -1,7 +1,7 @@
 """Epsilon of a composition of Poisson-subsampled Gaussian releases, by dp-accounting.
 
-The privacy loss distribution (PLD) gives the figure, pessimistically discretised; Rényi DP is an independent upper bound.
-PLD above RDP means that one of the two is wrong, and no figure is given.
+The privacy loss distribution (PLD) gives the figure, pessimistically discretised; Rényi DP is an independent upper
+bound. PLD above RDP means that one of the two is wrong, and no figure is given.
 """
 
 import logging
@@ -91,16 +91,16 @@ def calibrate(*, epsilon: float, delta: float, sampling_prob: float, steps: int)
             low, high = high, high + math.log(2)
             if high > math.log(1000):
                 raise PrivacyError(
-                    f"epsilon {epsilon:g} at delta {delta:g} cannot be reached in {steps} steps with sampling probability "
-                    f"{sampling_prob:.3g}. Raise epsilon, or lower train.steps or train.batch_size."
+                    f"epsilon {epsilon:g} at delta {delta:g} cannot be reached in {steps} steps with sampling "
+                    f"probability {sampling_prob:.3g}. Raise epsilon, or lower train.steps or train.batch_size."
                 )
     else:
         while excess(low) <= 0:
             low, high = low - math.log(1.5), low
             if low < math.log(0.1):  # below, the accountant's grid explodes and the promise means nothing
                 raise PrivacyError(
-                    f"epsilon {epsilon:g} needs a noise_multiplier below 0.1, which protects nobody. Lower epsilon, or say "
-                    "privacy: {kind: none}."
+                    f"epsilon {epsilon:g} needs a noise_multiplier below 0.1, which protects nobody. Lower epsilon, or "
+                    "say privacy: {kind: none}."
                 )
     log_noise = float(brentq(excess, low, high, xtol=5e-4))
     while excess(log_noise) > 0:

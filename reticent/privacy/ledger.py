@@ -15,15 +15,15 @@ from reticent.privacy.accounting import RELATION, Release, spent
 from reticent.privacy.plan import DPSGDPlan
 
 LIMITS = (
-    "The promise covers the trained weights and all that is computed from them alone. It does not cover this report: its "
-    "figures and curves are measured on private records, so keep it inside the institution.",
-    "The number of units and every setting of the recipe count as public. Settings that were chosen by looking at results "
-    "on the same private data are not paid for here.",
+    "The promise covers the trained weights and all that is computed from them alone. It does not cover this report: "
+    "its figures and curves are measured on private records, so keep it inside the institution.",
+    "The number of units and every setting of the recipe count as public. Settings that were chosen by looking at "
+    "results on the same private data are not paid for here.",
     "It hides whether one unit took part. It does not hide what many units have in common, nor anything about a person "
     "that is written in the texts of other owners.",
     "Delta is the chance, per unit, that the epsilon bound does not hold.",
-    "Noise is drawn from the operating system's entropy in floating point; an attack on the last bits of the arithmetic "
-    "(Mironov 2012) is not excluded.",
+    "Noise is drawn from the operating system's entropy in floating point; an attack on the last bits of the "
+    "arithmetic (Mironov 2012) is not excluded.",
 )
 
 
@@ -73,7 +73,7 @@ class Ledger:
         Raises:
             PrivacyError: the file is not a ledger.
         """
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
             plan = DPSGDPlan(**json.loads(lines[0])["plan"])
         except (IndexError, KeyError, TypeError, ValueError):

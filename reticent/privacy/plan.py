@@ -25,9 +25,9 @@ class NonPrivatePlan:
 class DPSGDPlan:
     """DP-SGD with Poisson sampling (Abadi et al. 2016).
 
-    Each of ``steps`` steps draws every unit with ``sampling_prob``, clips its gradient to ``clip_norm``, adds Gaussian noise
-    of ``noise_multiplier * clip_norm`` once to the sum and divides by ``batch_size``, a public constant. ``units``, the number
-    of units, is treated as public.
+    Each of ``steps`` steps draws every unit with ``sampling_prob``, clips its gradient to ``clip_norm``, adds Gaussian
+    noise of ``noise_multiplier * clip_norm`` once to the sum and divides by ``batch_size``, a public constant.
+    ``units``, the number of units, is treated as public.
     """
 
     unit: str
@@ -88,8 +88,8 @@ def dpsgd_plan(
     _check_batch(batch_size, units, unit)
     if delta >= 1 / units:
         raise PrivacyError(
-            f"privacy.delta must be below 1 / units = {1 / units:.3g} ({units} {unit}s to train on), got {delta:g}: at that "
-            "delta, giving away one whole record would still count as private. Lower privacy.delta."
+            f"privacy.delta must be below 1 / units = {1 / units:.3g} ({units} {unit}s to train on), got {delta:g}: at "
+            "that delta, giving away one whole record would still count as private. Lower privacy.delta."
         )
     if noise_multiplier is None:
         assert epsilon is not None

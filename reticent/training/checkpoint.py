@@ -30,6 +30,7 @@ def save(folder: Path, state: State) -> None:
         new.mkdir(parents=True)
         torch.save(state._asdict(), new / "state.pt")
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a crash after the last rename
             folder.rename(old)
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -38,7 +39,9 @@ def save(folder: Path, state: State) -> None:
         if old.exists() and not folder.exists():
             old.rename(folder)
         reason = getattr(error, "strerror", None) or "the file could not be written (is the disk full?)"
-        raise RunError(f"cannot write the checkpoint {folder}: {reason}. Free some space; the same command resumes.") from None
+        raise RunError(
+            f"cannot write the checkpoint {folder}: {reason}. Free some space; the same command resumes."
+        ) from None
 
 
 def load(folder: Path) -> State | None:

@@ -1,7 +1,7 @@
 """The loop: draw units, sum their clipped gradients, add noise, write the ledger, move the weights.
 
-The order matters. The release is in the ledger, on disk, before the noisy sum is used for anything, so a killed run never
-owes a release. A resumed run takes its weights from the last checkpoint; releases made after it stay counted and their
+The order matters. The release is in the ledger, on disk, before the noisy sum is used for anything, so a killed run
+never owes a release. A resumed run takes its weights from the last checkpoint; releases made after it stay counted and their
 steps are not repeated, so the promise still holds.
 """
 
@@ -173,8 +173,8 @@ def _check_moved(model: PreTrainedModel, before: Sums) -> None:
     for name, parameter in trained(model).items():
         if torch.equal(parameter, before[name]):
             raise PrivacyError(
-                f"{name} did not change in the first private step, so the update did not reach it and no promise can be "
-                "made. Raise train.learning_rate, or train fewer layers."
+                f"{name} did not change in the first private step, so the update did not reach it and no promise can "
+                "be made. Raise train.learning_rate, or train fewer layers."
             )
 
 
@@ -186,8 +186,8 @@ def _ledger(path: Path, plan: Plan) -> Ledger | None:
     ledger = Ledger.open(path)
     if ledger.plan != plan:
         raise PrivacyError(
-            f"{path.name} was begun with another plan (units, batch, steps, noise or delta differ). Train in another run "
-            "folder, or redo this one with --again."
+            f"{path.name} was begun with another plan (units, batch, steps, noise or delta differ). Train in another "
+            "run folder, or redo this one with --again."
         )
     return ledger
 

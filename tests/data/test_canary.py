@@ -10,7 +10,7 @@ from reticent.data.canary import Canary, alternatives, commitment, from_json, ma
 
 @pytest.fixture(scope="module")
 def canaries() -> list[Canary]:
-    return make(pairs=30, copies=5, candidates=40, seed=0)
+    return make(pairs=30, copies=5, candidates=40, digits=4, seed=0)
 
 
 def _family(canaries: list[Canary], family: str) -> list[Canary]:
@@ -32,7 +32,7 @@ def test_members_are_planted_once_or_not_at_all(canaries: list[Canary]) -> None:
 
 
 def test_coins_are_fair_and_independent() -> None:
-    bits = np.array([[c.planted for c in make(pairs=8, copies=1, candidates=8, seed=s)] for s in range(400)], float)
+    bits = np.array([[c.planted for c in make(pairs=8, copies=1, candidates=8, digits=3, seed=s)] for s in range(400)], float)
     bits = np.concatenate([bits[:, 0:16:2], bits[:, 16:]], axis=1)  # the first of each pair, and the members
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 4 * 0.5 / 20  # 4 sd of 400 coins
     correlation = np.corrcoef(bits, rowvar=False) - np.eye(16)
@@ -40,7 +40,7 @@ def test_coins_are_fair_and_independent() -> None:
 
 
 def test_coins_do_not_depend_on_copies() -> None:
-    flips = [[c.planted for c in make(pairs=9, copies=copies, candidates=9, seed=4)] for copies in (1, 10)]
+    flips = [[c.planted for c in make(pairs=9, copies=copies, candidates=9, digits=4, seed=4)] for copies in (1, 10)]
     assert flips[0] == flips[1]
 
 
@@ -75,9 +75,9 @@ def test_the_commitment_binds_coins_texts_and_seed(canaries: list[Canary]) -> No
         replace(first, record=replace(first.record, completion="0")),
         replace(first, seed=1),
     ]
-    assert commitment(canaries) == commitment(make(pairs=30, copies=5, candidates=40, seed=0))
+    assert commitment(canaries) == commitment(make(pairs=30, copies=5, candidates=40, digits=4, seed=0))
     assert commitment(canaries) not in {commitment([other, *canaries[1:]]) for other in others}
 
 
 def test_no_canaries_is_possible() -> None:
-    assert make(pairs=0, copies=1, candidates=0, seed=0) == []
+    assert make(pairs=0, copies=1, candidates=0, digits=4, seed=0) == []

@@ -1,0 +1,163 @@
+"""Attack the base model, the twin and the private model with the planted canaries."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reticent.data import canary
+from reticent.data.canary import Canary
+from reticent.measurement import Measurement
+from reticent.progress import Progress
+from reticent.recipe import DPSGD
+from reticent.run import Run
+from reticent.stages.inputs import AnyModel, all_models, encode_answer, open_model
+from reticent.tokens import Tokens
+
+
+def audit(run: Run, progress: Progress) -> None:
+    """Writes what each attack measured on each model; log-probabilities are computed once per model."""
+    from reticent.models.load import load_tokenizer
+
+    recipe = run.recipe
+    canaries = canary.from_json(run.read_canaries())
+    secrets = [c for c in canaries if c.family == "secret"] if recipe.audit.exposure else []
+    members = [c for c in canaries if c.family == "member"] if recipe.audit.membership else []
+    measurements: list[Measurement] = []
+    plots: dict[str, Any] = {"exposure": {}, "roc": {}}
+    if secrets or members:
+        tokenizer = load_tokenizer(recipe.model.base)
+        fills = [_fills(run, secret, tokenizer) for secret in secrets]
+        notes = [encode_answer(recipe, c.record.prompt, c.record.completion, tokenizer) for c in members]
+        records = [tokens for fill in fills for tokens in fill] + notes
+        base: Sequence[np.ndarray] = []
+        for name in all_models(recipe):
+            scores = [score.logp for score in open_model(run, name).log_probs(records, progress)]
+            cut = len(records) - len(notes)
+            if name == "base":
+                base = scores[cut:]
+            if secrets:
+                found, drawn = _exposure(name, secrets, [float(s.sum()) for s in scores[:cut]], recipe.data.seed)
+                measurements += found
+                plots["exposure"][name] = drawn
+            if members:
+                found, drawn = _membership(run, name, members, scores[cut:], base)
+                measurements += found
+                plots["roc"][name] = drawn
+    run.write_measurements("audit", measurements)
+    run.write_plots("audit", plots)
+    run.finish("audit", {"secrets": len(secrets), "members": len(members)})
+
+
+def _fills(run: Run, secret: Canary, tokenizer: Any) -> list[Tokens]:
+    """Every possible completion of a secret, without what ends a text: only the secret itself is ranked."""
+    fills = []
+    for text in canary.alternatives(secret):
+        whole = encode_answer(run.recipe, secret.record.prompt, text, tokenizer)
+        first = int(np.argmax(whole.trained))
+        end = first + len(tokenizer.encode(text, add_special_tokens=False))
+        fills.append(Tokens(whole.ids[:end], whole.trained[:end]))
+    return fills
+
+
+def _exposure(
+    name: AnyModel, secrets: Sequence[Canary], scores: Sequence[float], seed: int
+) -> tuple[list[Measurement], dict[str, list[float]]]:
+    """Exposure of planted secrets beside their held-out twins. ``scores``: those of all fills, secret after secret."""
+    from reticent.attacks.exposure import exposure, mean_exposure
+    from reticent.statistics import clopper_pearson
+
+    bits: dict[bool, list[float]] = {True: [], False: []}
+    firsts = 0
+    space = secrets[0].space
+    assert space is not None
+    for number, secret in enumerate(secrets):
+        own = np.array(scores[number * space : (number + 1) * space])
+        found = exposure(float(own[canary.alternatives(secret).index(secret.record.completion)]), own)
+        bits[secret.planted].append(found.bits)
+        firsts += secret.planted and found.rank == 1
+    mean = mean_exposure(bits[True], space, rng=np.random.default_rng(seed))
+    planted = len(bits[True])
+    return [
+        Measurement(
+            name="exposure_bits",
+            model=name,
+            value=mean.value,
+            interval=mean.interval,
+            n=planted,
+            unit="bits",
+            counted="secrets",
+            method=f"exact rank among all {space:,} fills",
+            floor=mean.floor,
+            ceiling=mean.ceiling,
+            control=float(np.mean(bits[False])),
+            p_value=mean.p_value,
+        ),
+        Measurement(
+            name="secrets_ranked_first",
+            model=name,
+            value=firsts / planted,
+            interval=clopper_pearson(firsts, planted),
+            n=planted,
+            unit="share",
+            counted="secrets",
+            method="Clopper-Pearson",
+            floor=1 / space,
+        ),
+    ], {"planted": bits[True], "held_out": bits[False]}
+
+
+def _membership(
+    run: Run, name: AnyModel, members: Sequence[Canary], target: Sequence[np.ndarray], base: Sequence[np.ndarray]
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Telling planted records from held-out ones; each was planted by its own coin."""
+    from reticent.attacks.scores import loss, loss_difference
+    from reticent.attacks.statistics import membership, roc
+
+    planted = np.array([member.planted for member in members])
+    scores = loss(target) if name == "base" else loss_difference(target, base)
+    method = "loss" if name == "base" else "loss difference to the base model"
+    privacy = run.recipe.privacy
+    claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" else None
+    delta = privacy.delta if isinstance(privacy, DPSGD) else 0.0
+    found = membership(scores, planted, delta=delta, claim=claim)
+    common = {"model": name, "n": len(members), "counted": "candidates"}
+    measurements = [
+        Measurement(
+            name="membership_auc",
+            value=found.auc.value,
+            interval=found.auc.interval,
+            unit="probability",
+            method=f"{method}, DeLong",
+            floor=0.5,
+            ceiling=1.0,
+            **common,
+        ),
+        Measurement(
+            name="epsilon_lower_bound",
+            value=found.one_run.epsilon,
+            interval=None,
+            unit="epsilon",
+            method=f"one run, {found.one_run.guesses} fixed guesses ({method})",
+            floor=0.0,
+            ceiling=found.one_run.ceiling,
+            p_value=found.one_run.p_value,
+            **common,
+        ),
+    ]
+    measurements += [
+        Measurement(
+            name=f"membership_tpr_at_{100 * at.target:g}pct",
+            value=at.tpr,
+            interval=at.interval,
+            unit="share",
+            method=f"{method}, Clopper-Pearson, realised FPR {at.fpr:.3f} (at most {at.fpr_upper:.3f})",
+            floor=at.fpr_upper,
+            ceiling=1.0,
+            **common,
+        )
+        for at in found.at_fpr
+    ]
+    curve = roc(scores[planted], scores[~planted])
+    drawn = {"fpr": list(curve.fpr), "tpr": list(curve.tpr), "members": int(planted.sum()), "others": int((~planted).sum())}
+    return measurements, drawn

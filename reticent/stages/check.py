@@ -1,0 +1,80 @@
+"""The plan of a recipe, before anything is computed."""
+
+from typing import Any
+
+from reticent.data import canary
+from reticent.data.split import split
+from reticent.privacy.plan import DPSGDPlan
+from reticent.recipe import Recipe
+from reticent.stages.inputs import plan_for, trained_models
+from reticent.stages.prepare import canaries_of, read, units_of
+from reticent.stages.train import prepared
+
+
+def check(recipe: Recipe) -> list[tuple[str, str]]:
+    """What would be trained, on what, with which promise: (label, value) rows. Reads the data, trains nothing."""
+    records = read(recipe)
+    units = units_of(recipe, records)
+    parts = split(records, units.unit, held_out=recipe.data.held_out, seed=recipe.data.seed)
+    planted = canary.planted_records(canaries_of(recipe))
+    count = len({units.unit[i] for i in parts.train} | {unit for _, unit in planted})
+    rows = [
+        ("records", f"{len(parts.train)} to train on, {len(parts.held_out)} held out, {len(planted)} canaries"),
+        ("units", f"{count} {recipe.privacy.unit}s to train on"),
+    ]
+    for name in trained_models(recipe):
+        plan = plan_for(recipe, name, count)
+        rows.append((f"{name}: steps", f"{plan.steps} of {plan.batch_size} expected {plan.unit}s"))
+        rows.append((f"{name}: sampling", f"Poisson, {plan.sampling_prob:.4g} a step"))
+        rows += _promise(plan) if isinstance(plan, DPSGDPlan) else [(f"{name}: promise", "none")]
+    return rows + _model(recipe)
+
+
+def _promise(plan: DPSGDPlan) -> list[tuple[str, str]]:
+    from reticent.privacy.accounting import RELATION, spent
+
+    total = spent([(plan.release, plan.steps)], plan.delta)
+    return [
+        ("private: clip norm", f"{plan.clip_norm:g}"),
+        ("private: noise multiplier", f"{plan.noise_multiplier:.4g}"),
+        (
+            "private: promise",
+            f"epsilon {total.epsilon:.4g} at delta {plan.delta:g}, per {plan.unit}, {RELATION} (by RDP {total.epsilon_rdp:.4g})",
+        ),
+    ]
+
+
+def _model(recipe: Recipe) -> list[tuple[str, str]]:
+    """Size, engine and memory, from the model's shape alone."""
+    from reticent.gradients.engines import refuse_inexact, why_not_packed
+    from reticent.models.load import skeleton
+
+    model, weight_bytes = skeleton(recipe.model.base, dtype=recipe.model.dtype)
+    model = prepared(recipe, model)
+    if "private" in trained_models(recipe):
+        refuse_inexact(model)
+    why = why_not_packed(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return [
+        ("trainable parameters", f"{trainable:,} of {total:,} ({trainable / total:.2%})"),
+        ("engine", "packed rows" if why is None else f"one unit at a time, slow: {why}"),
+        ("memory", f"about {_memory(recipe, model, trainable, weight_bytes) / 2**30:.1f} GiB"),
+    ]
+
+
+def _memory(recipe: Recipe, model: Any, trainable: int, weight_bytes: int) -> float:
+    """Bytes: the library, weights, optimiser and sums, one row's activations, logits and unit gradients.
+
+    Activations are counted as 40 numbers of the hidden size a token and layer, the logits of half of the row's tokens three
+    times, unit gradients as of rows full of records of 32 tokens: on the safe side for short records.
+    """
+    tokens = recipe.train.micro_batch_tokens
+    config = model.config.get_text_config()
+    weights = sum(p.numel() for p in model.parameters()) * weight_bytes
+    activations = tokens * config.num_hidden_layers * config.hidden_size * 40 * weight_bytes
+    logits = 3 * tokens / 2 * config.vocab_size * 4
+    unit_gradients = trainable * 4 * (tokens / 32 if recipe.privacy.kind == "dp-sgd" else 0)
+    if recipe.model.adapter.kind == "full":
+        unit_gradients = trainable * 4
+    return 0.6 * 2**30 + weights + 24 * trainable + activations + logits + unit_gradients

@@ -1,0 +1,71 @@
+"""Measure how useful each model is on records that no model was trained on."""
+
+import numpy as np
+
+from reticent.measurement import Measurement
+from reticent.progress import Progress
+from reticent.run import Run
+from reticent.stages.inputs import all_models, encode_all, encode_answer, held_out, open_model
+
+
+def evaluate(run: Run, progress: Progress) -> None:
+    """Writes perplexity and multiple-choice accuracy of each model."""
+    from reticent.models.load import load_tokenizer
+    from reticent.utility.choices import accuracy
+    from reticent.utility.perplexity import perplexity
+
+    recipe = run.recipe
+    tokenizer = load_tokenizer(recipe.model.base)
+    records, owners = held_out(run)
+    texts = encode_all(recipe, records, tokenizer)
+    plain = texts.tokens if recipe.evaluate.perplexity else []
+    questions = [record for record in records if record.options] if recipe.evaluate.choices else []
+    options = [
+        encode_answer(recipe, question.prompt, option, tokenizer)
+        for question in questions
+        for option in question.options
+    ]
+    measurements: list[Measurement] = []
+    for name in all_models(recipe):
+        scores = [score.logp for score in open_model(run, name).log_probs([*plain, *options], progress)]
+        if plain:
+            found = perplexity(
+                scores[: len(plain)],
+                [owners[index] for index in texts.record],
+                rng=np.random.default_rng(recipe.data.seed),
+            )
+            measurements.append(
+                Measurement(
+                    name="perplexity",
+                    model=name,
+                    value=found.value,
+                    interval=found.interval,
+                    n=found.owners,
+                    unit="perplexity",
+                    counted="held-out owners",
+                    method=f"{found.tokens:,} tokens, bootstrap over owners",
+                )
+            )
+        if questions:
+            left = iter(scores[len(plain) :])
+            chosen = accuracy(
+                [[next(left) for _ in question.options] for question in questions],
+                [question.answer for question in questions],
+                normalise=recipe.evaluate.normalise,
+            )
+            measurements.append(
+                Measurement(
+                    name="accuracy",
+                    model=name,
+                    value=chosen.accuracy,
+                    interval=chosen.interval,
+                    n=chosen.n,
+                    unit="share",
+                    counted="held-out questions",
+                    method=f"option log-likelihood ({recipe.evaluate.normalise}), Wilson",
+                    floor=chosen.chance,
+                    ceiling=1.0,
+                )
+            )
+    run.write_measurements("evaluate", measurements)
+    run.finish("evaluate", {"records": len(records), "questions": len(questions)})

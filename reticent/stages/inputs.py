@@ -1,0 +1,103 @@
+"""What several stages need of a run: its records as tokens, its plan, its models."""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from reticent.data.encode import Encoded, encode, encode_records
+from reticent.data.record import Record
+from reticent.privacy.plan import Plan, dpsgd_plan, nonprivate_plan
+from reticent.recipe import DPSGD, Recipe
+from reticent.run import ModelName, Run
+from reticent.tokens import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from reticent.models.language_model import CausalModel
+
+AnyModel = Literal["base", "twin", "private"]
+
+
+def trained_models(recipe: Recipe) -> list[ModelName]:
+    """The models that the recipe trains, in order."""
+    if not isinstance(recipe.privacy, DPSGD):
+        return ["twin"]
+    return ["twin", "private"] if recipe.audit.twin else ["private"]
+
+
+def all_models(recipe: Recipe) -> list[AnyModel]:
+    """The base model and the trained ones: what is audited and evaluated."""
+    return ["base", *trained_models(recipe)]
+
+
+def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
+    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise."""
+    unit, batch_size, steps = recipe.privacy.unit, recipe.train.batch_size, recipe.train.steps
+    if name == "private":
+        privacy = recipe.privacy
+        assert isinstance(privacy, DPSGD)
+        return dpsgd_plan(
+            unit=unit,
+            units=units,
+            batch_size=batch_size,
+            steps=steps,
+            delta=privacy.delta,
+            clip_norm=privacy.clip_norm,
+            epsilon=privacy.epsilon,
+            noise_multiplier=privacy.noise_multiplier,
+        )
+    return nonprivate_plan(unit=unit, units=units, batch_size=batch_size, steps=steps)
+
+
+def encode_all(recipe: Recipe, records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
+    """Records as the recipe says they are learned."""
+    return encode_records(
+        records,
+        tokenizer,
+        template=recipe.data.template,
+        train_on_prompt=recipe.data.train_on_prompt,
+        max_tokens=recipe.data.max_tokens,
+        long_records=recipe.data.long_records,
+    )
+
+
+def encode_answer(recipe: Recipe, prompt: str, completion: str, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+    """One completion, encoded as it would have been learned; only the completion counts. Never split."""
+    (tokens,) = encode(
+        prompt,
+        completion,
+        tokenizer,
+        template=recipe.data.template,
+        train_on_prompt=False,
+        max_tokens=2**20,
+        long_records="cut",
+    )
+    return tokens
+
+
+class HeldOut(NamedTuple):
+    """Records never trained on."""
+
+    records: list[Record]
+    owners: list[str]
+
+
+def held_out(run: Run) -> HeldOut:
+    """The held-out records, or a sample of them if the recipe limits their number."""
+    rows = run.read_records("held_out")
+    limit = run.recipe.evaluate.limit
+    if limit is not None and limit < len(rows):
+        rows = random.Random(run.recipe.data.seed).sample(rows, limit)
+    return HeldOut([record for record, _ in rows], [unit for _, unit in rows])
+
+
+def open_model(run: Run, name: AnyModel) -> "CausalModel":
+    """A model of the run, to be measured: in float32, its adapter merged, whatever it was trained in."""
+    from reticent.models.adapter import load_trained
+    from reticent.models.language_model import CausalModel
+    from reticent.models.load import load
+
+    base = run.recipe.model.base
+    model = (load(base) if name == "base" else load_trained(base, run.model_folder(name), merge=True)).model
+    return CausalModel(model)

@@ -1,0 +1,61 @@
+"""One page that says what was promised, what was measured and what was lost."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reticent import recipe as recipes
+from reticent.progress import Progress
+from reticent.recipe import Recipe, Source
+from reticent.run import Run
+from reticent.stages.inputs import trained_models
+
+
+def report(run: Run, progress: Progress) -> None:
+    """Writes report.html and report.json, from the ledger's guarantee and the measurements alone."""
+    from reticent.reports.render import render
+
+    with progress.task("reporting", total=1) as task:
+        values = contents(run)
+        run.write_report(render(values), values)
+        task.advance()
+    run.finish("report", {})
+
+
+def contents(run: Run) -> dict[str, Any]:
+    """All that the report shows, as plain values."""
+    from reticent.training.loop import read_log
+
+    drawn = run.read_plots("audit")
+    loss = {
+        name: [{"step": line.step, "loss": line.loss, "epsilon": line.epsilon} for line in read_log(run.log_path(name))]
+        for name in trained_models(run.recipe)
+    }
+    return {
+        "title": f"{run.recipe.model.base}, fine-tuned on {_source(run.recipe)}",
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "guarantee": run.facts("train").get("guarantee", {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}),
+        "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
+        "plots": {**drawn, "loss": loss},
+        "data": run.read_manifest(),
+        "recipe": recipes.dump(_without_paths(run.recipe)),
+        "provenance": run.read_provenance(),
+    }
+
+
+def _source(recipe: Recipe) -> str:
+    source = recipe.data.source
+    if not isinstance(source, Source):
+        return source
+    return Path(source.path).name if source.path else str(source.hub)
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """The recipe with file names instead of this machine's paths."""
+    changes: dict[str, Any] = {}
+    if isinstance(recipe.data.source, Source) and recipe.data.source.path:
+        source = recipe.data.source.model_copy(update={"path": Path(recipe.data.source.path).name})
+        changes["data"] = recipe.data.model_copy(update={"source": source})
+    if Path(recipe.model.base).is_absolute():
+        changes["model"] = recipe.model.model_copy(update={"base": Path(recipe.model.base).name})
+    return recipe.model_copy(update=changes)

@@ -1,0 +1,94 @@
+"""Train the model, and its twin without privacy."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reticent.errors import RunError
+from reticent.progress import Progress
+from reticent.recipe import Lora, Recipe
+from reticent.run import ModelName, Run
+from reticent.stages.inputs import encode_all, plan_for, trained_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reticent.gradients.rows import Unit
+
+
+def train(run: Run, progress: Progress) -> None:
+    """Writes the trained models, their logs and the ledger of the private one."""
+    facts: dict[str, Any] = {"models": {}}
+    try:
+        for name in trained_models(run.recipe):
+            facts["models"][name] = _train_one(run, name, progress)
+    except OSError as error:  # ledger and log are appended to as training goes
+        raise RunError(
+            f"cannot write to {run.folder}: {error.strerror}. Free some space or mend its permissions; the same command "
+            "resumes."
+        ) from None
+    if "private" in facts["models"]:
+        facts["guarantee"] = facts["models"]["private"]["guarantee"]
+    run.finish("train", facts)
+
+
+def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
+    from reticent.models import adapter
+    from reticent.models.load import load
+    from reticent.privacy.ledger import Ledger
+    from reticent.training import loop
+
+    recipe = run.recipe
+    done = run.model_folder(name).exists()
+    if not done:
+        loaded = load(recipe.model.base, dtype=recipe.model.dtype)
+        model = prepared(recipe, loaded.model)
+        units = _units(run, loaded.tokenizer)
+        plan = plan_for(recipe, name, len(units))
+        files = loop.Files(run.ledger_path(name), run.log_path(name), run.checkpoint_folder(name))
+        loop.train(model, units, plan, settings(recipe), files, progress)
+        with run.replacing(run.model_folder(name)) as folder:
+            adapter.save(model, Path(folder))
+            loaded.tokenizer.save_pretrained(folder)
+    log = loop.read_log(run.log_path(name))
+    facts: dict[str, Any] = {"steps": len(log), "seconds": log[-1].seconds if log else 0.0}
+    if name == "private":
+        facts["guarantee"] = Ledger.open(run.ledger_path(name)).guarantee().to_dict()
+    return facts
+
+
+def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
+    """``model`` with what the recipe trains."""
+    from reticent.models import adapter
+
+    asked = recipe.model.adapter
+    if not isinstance(asked, Lora):
+        return adapter.train_everything(model)
+    return adapter.add_lora(
+        model,
+        rank=asked.rank,
+        alpha=asked.alpha,
+        dropout=asked.dropout,
+        targets=asked.targets,
+        seed=recipe.train.seed,
+    )
+
+
+def settings(recipe: Recipe) -> Any:
+    """The recipe's train section as the loop takes it."""
+    from reticent.training.loop import Settings
+
+    values = recipe.train.model_dump()
+    return Settings(**{field: values[field] for field in Settings._fields})
+
+
+def _units(run: Run, tokenizer: "PreTrainedTokenizerBase") -> "list[Unit]":
+    """The training records by unit of privacy, as tokens."""
+    from reticent.gradients.rows import Unit
+    from reticent.tokens import Tokens
+
+    rows = run.read_records("train")
+    encoded = encode_all(run.recipe, [record for record, _ in rows], tokenizer)
+    members: dict[str, list[Tokens]] = {}
+    for tokens, index in zip(encoded.tokens, encoded.record, strict=True):
+        members.setdefault(rows[index][1], []).append(tokens)
+    return [Unit(unit, tuple(tokens)) for unit, tokens in members.items()]
