@@ -277,7 +277,6 @@ def _recipe(target: Path, sets: Sequence[str]) -> Recipe:
 
 def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path | None, again: bool) -> Run:
     """Do the stages that are not done yet, in a run that no other process works in."""
-    click.get_current_context().meta[_RESUME] = "without --again " if again else ""
     if target.is_dir() and not is_run(target):
         Run.open(target)  # Says what is wrong.
     where = folder or (target if is_run(target) else default_folder(target))
@@ -286,6 +285,7 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
     with run.lock():
         if again:
             run.forget(stages[0])
+            click.get_current_context().meta[_RESUME] = "without --again "
         for stage in stages:
             if run.finished(stage):
                 progress.say(f"{stage}: already done in {run.folder}; --again redoes it")

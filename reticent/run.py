@@ -82,8 +82,8 @@ class Run:
     def create(cls, folder: Path, recipe: Recipe, *, again: bool = False) -> "Run":
         """A new run, or the one that is already in ``folder`` for the same recipe.
 
-        With ``again``, a run of another recipe becomes one of this recipe: the stages that the change touches, and all
-        later ones, are forgotten.
+        With ``again``, or while no stage is done, a run of another recipe becomes one of this recipe: the stages that
+        the change touches, and all later ones, are forgotten.
 
         Raises:
             RunError: The folder holds something else, another process works in it, or it cannot be written.
@@ -101,7 +101,7 @@ class Run:
         if recipes.digest(old.recipe) == recipes.digest(recipe):
             return run
         changes = _differences(old.recipe, recipe)
-        if not again:
+        if not again and old.finished(STAGES[0]):
             told = "; ".join(f"{key}: {before!r} -> {after!r}" for key, before, after in changes[:3])
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
             raise RunError(
@@ -194,10 +194,8 @@ class Run:
         given away before keeps its own cost.
         """
         gone = STAGES[STAGES.index(stage) :]
-        for later in reversed(gone):  # Markers first, the last stage first: no marker outlives what it speaks of.
-            self._remove(self._marker(later))
-        for later in gone:
-            for path in self._outputs(later):
+        for later in reversed(gone):  # Whenever this is cut off, no marker and no model outlives what it came from.
+            for path in (self._marker(later), *self._outputs(later)):
                 self._remove(path)
 
     def _marker(self, stage: str) -> Path:

@@ -57,6 +57,7 @@ def test_open_reads_what_create_wrote(run):
 
 
 def test_another_recipe_is_refused_and_the_difference_named(run):
+    run.finish("prepare", {})
     with pytest.raises(RunError, match=r"run of another recipe \(train.steps: 300 -> 7\); .*--run.*--again"):
         Run.create(run.folder, changed(train={"steps": 7}))
 

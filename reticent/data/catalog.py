@@ -84,6 +84,7 @@ REQUESTS = ("Visit note for {name}:", "Clinic note, {name}:", "Note on {name}:",
 class Category(NamedTuple):
     """A three-character ICD-10-CM category: its chapter, its block, and the short titles at or under it."""
 
+    code: str
     chapter: str
     block: str
     descriptions: tuple[str, ...]
@@ -152,7 +153,7 @@ class NoteWriter:
 
 
 def clinic(*, patients: int, questions: int, seed: int) -> list[Record]:
-    """The data set ``bundled/clinic``: coding questions, each its own owner, and 2 to 4 notes of each patient.
+    """The data set ``bundled/clinic``: coding questions, owned by the category, and 2 to 4 notes of each patient.
 
     Raises:
         DataError: ICD-10-CM has too few categories for ``questions`` (693 is the most), or a package is missing.
@@ -173,25 +174,30 @@ def _notes(patients: int, seed: int) -> list[Record]:
 
 
 def _questions(count: int, rng: np.random.Generator) -> list[Record]:
-    """Two thirds ask for the chapter, one third for the block.
+    """Three quarters ask for the chapter, one quarter for the block; a category is one owner.
 
-    The right answers go round all chapters (blocks) evenly and the wrong ones are drawn uniformly from the others, so
-    an answerer that knows the titles but not the diseases is right one time in four. No category is asked about twice
-    in one kind, so a held-out question is about a category that this kind never trained on.
+    The right answers go round all chapters (blocks) as evenly as their sizes allow, and the wrong ones are drawn from the
+    others in the same proportions, so an answerer that knows the titles but not the diseases is right about one time in
+    four. No category is asked about twice in one kind, and as one owner it is never asked about in training and
+    held-out questions both.
     """
     records: list[Record] = []
-    for kind, groups, share in (("chapter", _chapters(), count - count // 3), ("block", _blocks(), count // 3)):
+    for kind, groups, share in (("chapter", _chapters(), count - count // 4), ("block", _blocks(), count // 4)):
         titles = list(groups)
-        for right, category in _even_draw(groups, share, kind=kind, rng=rng):
-            others = [title for title in titles if title != right]
-            options = [right, *(others[i] for i in rng.choice(len(others), size=OPTIONS - 1, replace=False))]
+        drawn = _even_draw(groups, share, kind=kind, rng=rng)
+        weights = np.array([sum(title == right for right, _ in drawn) for title in titles], dtype=float)
+        for right, category in drawn:
+            others = np.where([title == right for title in titles], 0.0, weights)
+            if np.count_nonzero(others) < OPTIONS - 1:  # few questions: any other title will do
+                others = np.array([title != right for title in titles], dtype=float)
+            wrong = rng.choice(len(titles), size=OPTIONS - 1, replace=False, p=others / others.sum())
+            options = [right, *(titles[i] for i in wrong)]
             rng.shuffle(options)
-            name = f"question-{len(records) + 1:04d}"
             description = category.descriptions[int(rng.integers(len(category.descriptions)))]
             records.append(
                 Record(
-                    id=name,
-                    owner=name,
+                    id=f"question-{len(records) + 1:04d}",
+                    owner=f"category-{category.code}",
                     prompt=f"ICD-10 {kind} of: {description}",
                     completion=right,
                     origin="clinic/coding",
@@ -207,21 +213,19 @@ def _even_draw(
 ) -> list[tuple[str, Category]]:
     """``count`` categories with the title of their group, none twice, in random order.
 
-    Every group gives as many as any other; if ``count`` does not divide evenly, a random part of them gives one more.
+    Every group gives as many as any other until it has no more; what does not divide evenly goes to a random part.
     """
-    most = len(groups) * min(map(len, groups.values()))
+    most = sum(map(len, groups.values()))
     if count > most:
         raise DataError(
-            f"questions: ICD-10-CM gives at most {most} questions that ask evenly for the {kind}, got {count} of this "
-            f"kind; lower data.questions"
+            f"questions: ICD-10-CM gives at most {most} questions that ask for the {kind}, got {count} of this kind; "
+            f"lower data.questions"
         )
-    rounds, left = divmod(count, len(groups))
-    more = set(rng.choice(len(groups), size=left, replace=False).tolist())
-    drawn = [
-        (title, categories[i])
-        for index, (title, categories) in enumerate(groups.items())
-        for i in rng.choice(len(categories), size=rounds + (index in more), replace=False)
-    ]
+    shuffled = [[(title, categories[i]) for i in rng.permutation(len(categories))] for title, categories in groups.items()]
+    drawn: list[tuple[str, Category]] = []
+    while len(drawn) < count:  # a round takes one of each group that has one left
+        layer = [group.pop() for group in shuffled if group]
+        drawn += [layer[i] for i in rng.permutation(len(layer))[: count - len(drawn)]]
     return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
@@ -244,7 +248,7 @@ def _categories() -> tuple[Category, ...]:
         texts = dict.fromkeys(icd.get_description(c) for c in (code, *icd.get_children(code)))
         short = tuple(text for text in texts if len(text) <= LONGEST_DESCRIPTION)
         if chapter in CHAPTERS and short:
-            categories.append(Category(CHAPTERS[chapter], _clean(icd.get_description(block)), short))
+            categories.append(Category(code, CHAPTERS[chapter], _clean(icd.get_description(block)), short))
     return tuple(categories)
 
 

@@ -78,8 +78,8 @@ def use_segments(model: PreTrainedModel) -> None:
         raise ModelError(f"{type(model).__name__} caps attention scores, which packed rows do not support.")
     if kinds := _rope_types(model) & {"dynamic", "longrope"}:
         raise ModelError(
-            f"{type(model).__name__} turns positions by the longest record of a row (rope type {min(kinds)}), so records "
-            "packed in one row would change each other. Use a model with another rope type."
+            f"{type(model).__name__} turns positions by the longest record of a row (rope type {min(kinds)}), so "
+            "records packed in one row would change each other. Use a model with another rope type."
         )
     model.set_attn_implementation(NAME)
     if model.device.type != "meta":
@@ -112,8 +112,8 @@ def _refuse_leaks(model: PreTrainedModel) -> None:
         hook.remove()
     if not logits[:, n:].isfinite().all():
         raise ModelError(
-            f"{type(model).__name__} mixes tokens outside attention, so records packed in one row would see each other. "
-            "Use a model of another family (Llama, Qwen, Mistral, Gemma, GPT-NeoX, ...)."
+            f"{type(model).__name__} mixes tokens outside attention, so records packed in one row would see each "
+            "other. Use a model of another family (Llama, Qwen, Mistral, Gemma, GPT-NeoX, ...)."
         )
 
 

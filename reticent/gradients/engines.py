@@ -274,7 +274,7 @@ def _grouped(dy: torch.Tensor, x: torch.Tensor, ends: tuple[int, ...]) -> torch.
 
 @contextmanager
 def _patched(model: nn.Module, ends: tuple[int, ...], collected: Sums | None) -> Iterator[None]:
-    """Within the block, LoRA layers run as `_Lora`, and trained linear layers as `_UnitLinear` if ``collected`` is given."""
+    """Within the block, LoRA layers run as `_Lora`; with ``collected``, trained linear layers run as `_UnitLinear`."""
     changed: list[nn.Module] = []
     try:
         for name, layer in _plain_loras(model):
@@ -286,8 +286,8 @@ def _patched(model: nn.Module, ends: tuple[int, ...], collected: Sums | None) ->
             changed.append(layer)
         for name, linear_layer in _trained_linears(model) if collected is not None else []:
             names = (f"{name}.weight", f"{name}.bias")
-            fixed = (linear_layer.weight, linear_layer.bias, names, ends, collected)
-            linear_layer.forward = partial(_apply, _UnitLinear, fixed)  # type: ignore[method-assign]
+            own = (linear_layer.weight, linear_layer.bias, names, ends, collected)
+            linear_layer.forward = partial(_apply, _UnitLinear, own)  # type: ignore[method-assign]
             changed.append(linear_layer)
         yield
     finally:

@@ -22,7 +22,7 @@ def add_lora(
     """
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
@@ -54,18 +54,25 @@ def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 
 def load_trained(base: str, folder: Path, *, dtype: str = "float32", merge: bool = False) -> Loaded:
-    """The fine-tuned model that `save` wrote to ``folder``, in evaluation mode; ``merge`` adds the adapter to the weights.
+    """The fine-tuned model that `save` wrote to ``folder``, in evaluation mode; ``merge`` adds the adapter to
+    the weights.
 
     Raises:
         ModelError: ``folder`` does not hold it.
     """
     if not (folder / "adapter_config.json").is_file():
-        return load(str(folder), dtype=dtype)._replace(tokenizer=load(base, dtype=dtype).tokenizer)
+        return load(str(folder), dtype=dtype, tokenizer=base)
     loaded = load(base, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("error", message="Found missing adapter keys")  # never a silently empty adapter
-        model = PeftModel.from_pretrained(loaded.model, str(folder))
+        try:
+            model = PeftModel.from_pretrained(loaded.model, str(folder))
+        except (OSError, RuntimeError, UserWarning, ValueError) as error:
+            raise ModelError(
+                f"the folder {folder} does not hold a whole adapter of {base} ({type(error).__name__}). Train it "
+                "again, or set model.base to the model that it was trained on."
+            ) from None
     if merge:
         return Loaded(model.merge_and_unload().eval(), loaded.tokenizer)
     return Loaded(model.eval(), loaded.tokenizer)  # type: ignore[arg-type]  # PeftModel forwards everything to the model

@@ -22,10 +22,11 @@ class Loaded(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load(base: str, *, dtype: str = "float32") -> Loaded:
+def load(base: str, *, dtype: str = "float32", tokenizer: str | None = None) -> Loaded:
     """The model ``base`` on the best device, in evaluation mode, nothing trainable.
 
-    ``dtype`` is "float32", "bfloat16", or "auto": bfloat16 where the machine computes in it.
+    ``dtype`` is "float32", "bfloat16", or "auto": bfloat16 where the machine computes in it. ``tokenizer`` is the model
+    whose tokenizer it uses, if not its own.
 
     Raises:
         ModelError: it cannot be found or reached, or cannot read packed rows.
@@ -33,11 +34,10 @@ def load(base: str, *, dtype: str = "float32") -> Loaded:
     where = bundled.smollm2() if base == bundled.NAME else base
     with _explained(base):
         model = AutoModelForCausalLM.from_pretrained(where, dtype=_dtype(dtype))
-        tokenizer = AutoTokenizer.from_pretrained(where)
     use_segments(model)
     model.requires_grad_(False)
-    model.to(device())
-    return Loaded(model.eval(), tokenizer)
+    model.to(device())  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
+    return Loaded(model.eval(), load_tokenizer(tokenizer or base))
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:

@@ -85,23 +85,24 @@ def calibrate(*, epsilon: float, delta: float, sampling_prob: float, steps: int)
         accountant.compose(_event(Release(sampling_prob, math.exp(log_noise))), steps)
         return math.log(max(float(accountant.get_epsilon(delta)), 1e-12) / epsilon)
 
+    lowest, highest = math.log(0.1), math.log(1000)
     low = high = 0.0
     if excess(0.0) > 0:
         while excess(high) > 0:
-            low, high = high, high + math.log(2)
-            if high > math.log(1000):
+            if high == highest:
                 raise PrivacyError(
                     f"epsilon {epsilon:g} at delta {delta:g} cannot be reached in {steps} steps with sampling "
                     f"probability {sampling_prob:.3g}. Raise epsilon, or lower train.steps or train.batch_size."
                 )
+            low, high = high, min(high + math.log(2), highest)
     else:
         while excess(low) <= 0:
-            low, high = low - math.log(1.5), low
-            if low < math.log(0.1):  # below, the accountant's grid explodes and the promise means nothing
+            if low == lowest:  # below, the accountant's grid explodes and the promise means nothing
                 raise PrivacyError(
                     f"epsilon {epsilon:g} needs a noise_multiplier below 0.1, which protects nobody. Lower epsilon, or "
                     "say privacy: {kind: none}."
                 )
+            low, high = max(low - math.log(1.5), lowest), low
     log_noise = float(brentq(excess, low, high, xtol=5e-4))
     while excess(log_noise) > 0:
         log_noise += 5e-4

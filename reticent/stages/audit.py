@@ -1,6 +1,7 @@
 """Attack the base model, the twin and the private model with the planted canaries."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,14 +117,14 @@ def _membership(
 
     planted = np.array([member.planted for member in members])
     scores = loss(target) if name == "base" else loss_difference(target, base)
-    method = "loss" if name == "base" else "loss difference to the base model"
+    method = "loss difference to the base model; for that model itself, loss"
     privacy = run.recipe.privacy
     claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" else None
     delta = privacy.delta if isinstance(privacy, DPSGD) else 0.0
     found = membership(scores, planted, delta=delta, claim=claim)
-    common = {"model": name, "n": len(members), "counted": "candidates"}
+    about = partial(Measurement, model=name, n=len(members), counted="candidates")
     measurements = [
-        Measurement(
+        about(
             name="membership_auc",
             value=found.auc.value,
             interval=found.auc.interval,
@@ -131,9 +132,8 @@ def _membership(
             method=f"{method}, DeLong",
             floor=0.5,
             ceiling=1.0,
-            **common,
         ),
-        Measurement(
+        about(
             name="epsilon_lower_bound",
             value=found.one_run.epsilon,
             interval=None,
@@ -142,11 +142,10 @@ def _membership(
             floor=0.0,
             ceiling=found.one_run.ceiling,
             p_value=found.one_run.p_value,
-            **common,
         ),
     ]
     measurements += [
-        Measurement(
+        about(
             name=f"membership_tpr_at_{100 * at.target:g}pct",
             value=at.tpr,
             interval=at.interval,
@@ -154,10 +153,14 @@ def _membership(
             method=f"{method}, Clopper-Pearson, realised FPR {at.fpr:.3f} (at most {at.fpr_upper:.3f})",
             floor=at.fpr_upper,
             ceiling=1.0,
-            **common,
         )
         for at in found.at_fpr
     ]
     curve = roc(scores[planted], scores[~planted])
-    drawn = {"fpr": list(curve.fpr), "tpr": list(curve.tpr), "members": int(planted.sum()), "others": int((~planted).sum())}
+    drawn = {
+        "fpr": list(curve.fpr),
+        "tpr": list(curve.tpr),
+        "members": int(planted.sum()),
+        "others": int((~planted).sum()),
+    }
     return measurements, drawn

@@ -39,7 +39,8 @@ def _promise(plan: DPSGDPlan) -> list[tuple[str, str]]:
         ("private: noise multiplier", f"{plan.noise_multiplier:.4g}"),
         (
             "private: promise",
-            f"epsilon {total.epsilon:.4g} at delta {plan.delta:g}, per {plan.unit}, {RELATION} (by RDP {total.epsilon_rdp:.4g})",
+            f"epsilon {total.epsilon:.4g} at delta {plan.delta:g}, per {plan.unit}, {RELATION} "
+            f"(by RDP {total.epsilon_rdp:.4g})",
         ),
     ]
 
@@ -66,14 +67,14 @@ def _model(recipe: Recipe) -> list[tuple[str, str]]:
 def _memory(recipe: Recipe, model: Any, trainable: int, weight_bytes: int) -> float:
     """Bytes: the library, weights, optimiser and sums, one row's activations, logits and unit gradients.
 
-    Activations are counted as 40 numbers of the hidden size a token and layer, the logits of half of the row's tokens three
-    times, unit gradients as of rows full of records of 32 tokens: on the safe side for short records.
+    Activations are counted as 40 numbers of the hidden size a token and layer, the logits of half of the row's tokens
+    three times, unit gradients as of rows full of records of 32 tokens: on the safe side for short records.
     """
     tokens = recipe.train.micro_batch_tokens
     config = model.config.get_text_config()
-    weights = sum(p.numel() for p in model.parameters()) * weight_bytes
-    activations = tokens * config.num_hidden_layers * config.hidden_size * 40 * weight_bytes
-    logits = 3 * tokens / 2 * config.vocab_size * 4
+    weights: int = sum(p.numel() for p in model.parameters()) * weight_bytes
+    activations: int = tokens * config.num_hidden_layers * config.hidden_size * 40 * weight_bytes
+    logits: float = 3 * tokens / 2 * config.vocab_size * 4
     unit_gradients = trainable * 4 * (tokens / 32 if recipe.privacy.kind == "dp-sgd" else 0)
     if recipe.model.adapter.kind == "full":
         unit_gradients = trainable * 4

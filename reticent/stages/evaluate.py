@@ -50,7 +50,7 @@ def evaluate(run: Run, progress: Progress) -> None:
             left = iter(scores[len(plain) :])
             chosen = accuracy(
                 [[next(left) for _ in question.options] for question in questions],
-                [question.answer for question in questions],
+                [question.answer for question in questions if question.answer is not None],
                 normalise=recipe.evaluate.normalise,
             )
             measurements.append(

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reticent.data.encode import Encoded, encode, encode_records
@@ -31,8 +32,12 @@ def all_models(recipe: Recipe) -> list[AnyModel]:
     return ["base", *trained_models(recipe)]
 
 
+@cache
 def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
-    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise."""
+    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise.
+
+    Kept, because calibrating the noise takes seconds.
+    """
     unit, batch_size, steps = recipe.privacy.unit, recipe.train.batch_size, recipe.train.steps
     if name == "private":
         privacy = recipe.privacy

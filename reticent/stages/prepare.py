@@ -7,11 +7,11 @@ from typing import Any
 from reticent.data import canary, sources
 from reticent.data.record import Record
 from reticent.data.split import Units, assign_units, split
-from reticent.errors import DataError
+from reticent.errors import DataError, RecipeError
 from reticent.progress import Progress
 from reticent.recipe import Recipe, Source
 from reticent.run import Run
-from reticent.stages.inputs import encode_all
+from reticent.stages.inputs import encode_all, plan_for, trained_models
 
 
 def read(recipe: Recipe) -> list[Record]:
@@ -37,17 +37,28 @@ def units_of(recipe: Recipe, records: list[Record]) -> Units:
 
 
 def canaries_of(recipe: Recipe) -> list[canary.Canary]:
-    """The recipe's canaries, planted or held out."""
+    """The recipe's canaries, planted or held out.
+
+    Raises:
+        RecipeError: Too few candidates for the membership test.
+    """
     asked = recipe.data.canaries
     if asked is None:
         return []
-    return canary.make(
+    made = canary.make(
         pairs=asked.pairs,
         copies=asked.copies,
         candidates=asked.candidates,
         digits=asked.digits,
         seed=recipe.data.seed,
     )
+    coins = [one.planted for one in made if one.family == "member"]
+    if recipe.audit.membership and coins and min(sum(coins), len(coins) - sum(coins)) < 2:
+        raise RecipeError(
+            f"data.canaries.candidates = {len(coins)} gave {sum(coins)} planted and {len(coins) - sum(coins)} held-out "
+            "records; membership needs 2 of each. Raise it, or set audit.membership: false."
+        )
+    return made
 
 
 def prepare(run: Run, progress: Progress) -> None:
@@ -70,6 +81,8 @@ def prepare(run: Run, progress: Progress) -> None:
                 f"none of the {len(train)} training records has a token to learn within data.max_tokens = "
                 f"{recipe.data.max_tokens}. Raise it, or set data.long_records to split."
             )
+        for name in trained_models(recipe):  # A promise that cannot be kept is refused before anything is trained.
+            plan_for(recipe, name, len({train[i][1] for i in encoded.record}))
         task.advance(1, note=f"{sum(map(len, encoded.tokens))} tokens")
         manifest: dict[str, Any] = {
             "records": {"train": len(train), "held_out": len(held_out)},

@@ -2,13 +2,16 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from reticent import recipe as recipes
 from reticent.progress import Progress
 from reticent.recipe import Recipe, Source
 from reticent.run import Run
 from reticent.stages.inputs import trained_models
+
+if TYPE_CHECKING:
+    from reticent.reports.report import Report
 
 
 def report(run: Run, progress: Progress) -> None:
@@ -17,7 +20,7 @@ def report(run: Run, progress: Progress) -> None:
 
     with progress.task("reporting", total=1) as task:
         values = contents(run)
-        run.write_report(render(values), values)
+        run.write_report(render(cast("Report", values)), values)
         task.advance()
     run.finish("report", {})
 
@@ -26,19 +29,26 @@ def contents(run: Run) -> dict[str, Any]:
     """All that the report shows, as plain values."""
     from reticent.training.loop import read_log
 
+    shown = _without_paths(run.recipe)
     drawn = run.read_plots("audit")
     loss = {
-        name: [{"step": line.step, "loss": line.loss, "epsilon": line.epsilon} for line in read_log(run.log_path(name))]
+        name: [
+            {"step": line.step, "loss": line.loss, "epsilon": line.epsilon}
+            for line in read_log(run.log_path(name))
+            if line.loss is not None  # an empty draw has none
+        ]
         for name in trained_models(run.recipe)
     }
     return {
-        "title": f"{run.recipe.model.base}, fine-tuned on {_source(run.recipe)}",
+        "title": f"{shown.model.base}, fine-tuned on {_source(shown)}",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "guarantee": run.facts("train").get("guarantee", {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}),
+        "guarantee": run.facts("train").get(
+            "guarantee", {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}
+        ),
         "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
         "plots": {**drawn, "loss": loss},
         "data": run.read_manifest(),
-        "recipe": recipes.dump(_without_paths(run.recipe)),
+        "recipe": recipes.dump(shown),
         "provenance": run.read_provenance(),
     }
 
@@ -47,7 +57,7 @@ def _source(recipe: Recipe) -> str:
     source = recipe.data.source
     if not isinstance(source, Source):
         return source
-    return Path(source.path).name if source.path else str(source.hub)
+    return str(source.path or source.hub)
 
 
 def _without_paths(recipe: Recipe) -> Recipe:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from reticent.errors import RunError
 from reticent.progress import Progress
-from reticent.recipe import Lora, Recipe
+from reticent.recipe import DPSGD, Lora, Recipe
 from reticent.run import ModelName, Run
 from reticent.stages.inputs import encode_all, plan_for, trained_models
 
@@ -23,8 +23,8 @@ def train(run: Run, progress: Progress) -> None:
             facts["models"][name] = _train_one(run, name, progress)
     except OSError as error:  # ledger and log are appended to as training goes
         raise RunError(
-            f"cannot write to {run.folder}: {error.strerror}. Free some space or mend its permissions; the same command "
-            "resumes."
+            f"cannot write to {run.folder}: {error.strerror}. Free some space or mend its permissions; the same "
+            "command resumes."
         ) from None
     if "private" in facts["models"]:
         facts["guarantee"] = facts["models"]["private"]["guarantee"]
@@ -32,6 +32,7 @@ def train(run: Run, progress: Progress) -> None:
 
 
 def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
+    from reticent.gradients.engines import refuse_inexact
     from reticent.models import adapter
     from reticent.models.load import load
     from reticent.privacy.ledger import Ledger
@@ -42,6 +43,8 @@ def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
     if not done:
         loaded = load(recipe.model.base, dtype=recipe.model.dtype)
         model = prepared(recipe, loaded.model)
+        if isinstance(recipe.privacy, DPSGD):
+            refuse_inexact(model)  # Also the twin: before hours of training that lead nowhere.
         units = _units(run, loaded.tokenizer)
         plan = plan_for(recipe, name, len(units))
         files = loop.Files(run.ledger_path(name), run.log_path(name), run.checkpoint_folder(name))

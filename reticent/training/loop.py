@@ -1,8 +1,8 @@
 """The loop: draw units, sum their clipped gradients, add noise, write the ledger, move the weights.
 
 The order matters. The release is in the ledger, on disk, before the noisy sum is used for anything, so a killed run
-never owes a release. A resumed run takes its weights from the last checkpoint; releases made after it stay counted and their
-steps are not repeated, so the promise still holds.
+never owes a release. A resumed run takes its weights from the last checkpoint; releases made after it stay counted and
+their steps are not repeated, so the promise still holds.
 """
 
 import json

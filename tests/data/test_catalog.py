@@ -36,10 +36,10 @@ def test_ids_are_unique(records: list[Record]) -> None:
 
 def test_questions_have_four_different_options_with_the_right_one_among_them(records: list[Record]) -> None:
     questions = _questions(records)
-    assert len(questions) == 300 and len(_questions(records, "ICD-10 chapter")) == 200
+    assert len(questions) == 300 and len(_questions(records, "ICD-10 chapter")) == 225
     for question in questions:
         assert question.answer is not None
-        assert question.owner == question.id
+        assert question.owner.startswith("category-")
         assert len(set(question.options)) == 4
         assert question.options[question.answer] == question.completion
 
@@ -50,11 +50,18 @@ def test_the_place_of_the_right_option_is_uniform() -> None:
 
 
 def test_chapters_are_right_equally_often_and_wrong_uniformly_so_that_titles_alone_give_one_in_four() -> None:
-    asked = _questions(clinic(patients=0, questions=630, seed=0), "ICD-10 chapter")  # 420: 20 a chapter
+    asked = _questions(clinic(patients=0, questions=560, seed=0), "ICD-10 chapter")  # 420: 20 a chapter
     right = Counter(q.completion for q in asked)
     wrong = Counter(option for q in asked for option in q.options) - right
     assert set(right) == set(CHAPTERS.values()) and set(right.values()) == {20}
     assert all(abs(wrong[title] - 60) < 4 * (400 * 0.15 * 0.85) ** 0.5 for title in right)  # 4 sd of Bin(400, 3/20)
+
+
+def test_who_knows_only_how_often_a_title_is_right_is_right_about_one_time_in_four() -> None:
+    asked = _questions(clinic(patients=0, questions=1600, seed=0), "ICD-10 chapter")
+    often = Counter(q.completion for q in asked)
+    share = sum(max(q.options, key=lambda title: (often[title], title)) == q.completion for q in asked) / len(asked)
+    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / len(asked)) ** 0.5  # 4 sd
 
 
 def test_no_category_is_asked_about_twice_in_one_kind(records: list[Record]) -> None:
@@ -72,7 +79,7 @@ def test_no_category_is_asked_about_twice_in_one_kind(records: list[Record]) -> 
 
 
 def test_too_many_questions_are_refused() -> None:
-    with pytest.raises(DataError, match=r"at most \d+ questions .*, got 2000 of this kind"):
+    with pytest.raises(DataError, match=r"at most \d+ questions .*, got 2250 of this kind"):
         clinic(patients=0, questions=3000, seed=0)
 
 

@@ -1,0 +1,110 @@
+"""The ledger: on disk first, never changed, and the only source of epsilon."""
+
+import json
+import os
+
+import pytest
+
+from reticent.errors import PrivacyError
+from reticent.privacy.accounting import spent
+from reticent.privacy.ledger import Ledger
+from reticent.privacy.plan import dpsgd_plan
+
+
+@pytest.fixture
+def plan():
+    return dpsgd_plan(unit="owner", units=100, batch_size=10, steps=5, delta=1e-3, clip_norm=1.0, noise_multiplier=1.0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.jsonl"
+
+
+def test_a_ledger_is_created_once(path, plan):
+    Ledger.create(path, plan)
+    with pytest.raises(FileExistsError):
+        Ledger.create(path, plan)
+
+
+def test_a_ledger_reads_back_as_it_was(path, plan):
+    ledger = Ledger.create(path, plan)
+    for _ in range(3):
+        ledger.record()
+    again = Ledger.open(path)
+    assert again.plan == plan and len(again) == 3 and again.guarantee() == ledger.guarantee()
+
+
+def test_a_release_is_on_disk_and_synced_when_record_returns(path, plan, monkeypatch):
+    ledger, synced = Ledger.create(path, plan), []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(path.read_text().count("\n")))
+    ledger.record()
+    assert synced == [2]
+    assert json.loads(path.read_text().splitlines()[1]) == {"release": 1, "sampling_prob": 0.1, "noise_multiplier": 1.0}
+
+
+def test_a_release_that_cannot_be_written_is_an_error(path, plan, monkeypatch):
+    ledger = Ledger.create(path, plan)
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger.record()
+    assert len(ledger) == 0
+
+
+def test_lines_are_only_appended(path, plan):
+    ledger, before = Ledger.create(path, plan), b""
+    for _ in range(4):
+        ledger.record()
+        assert path.read_bytes().startswith(before)
+        before = path.read_bytes()
+
+
+@pytest.mark.parametrize("left", [1, 20, 40])
+def test_a_torn_last_line_counts_as_a_release(path, plan, left):
+    ledger = Ledger.create(path, plan)
+    ledger.record()
+    ledger.record()
+    header, first, second = path.read_text().splitlines()
+    path.write_text("\n".join([header, first, second[:left]]))
+    torn = Ledger.open(path)
+    assert len(torn) == 2
+    torn.record()
+    assert len(Ledger.open(path)) == 3 and Ledger.open(path).guarantee() == torn.guarantee()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"hello\n", b'{"plan": {"units": 3}}\n', b"\xff\xfe\x00\x01"])
+def test_another_file_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(PrivacyError, match="ledger.jsonl is not a readable ledger"):
+        Ledger.open(path)
+
+
+def test_epsilon_grows_with_every_release(path, plan):
+    ledger, spending = Ledger.create(path, plan), []
+    for _ in range(4):
+        spending.append(ledger.guarantee().epsilon)
+        ledger.record()
+    assert spending[0] == 0 and spending == sorted(set(spending))
+
+
+def test_the_guarantee_is_what_the_accountant_says_of_the_recorded_releases(path, plan):
+    ledger = Ledger.create(path, plan)
+    for _ in range(7):  # more than planned: it is what happened that counts
+        ledger.record()
+    guarantee, expected = ledger.guarantee(), spent([(plan.release, 7)], plan.delta)
+    assert (guarantee.epsilon, guarantee.epsilon_rdp) == tuple(expected)
+    assert (guarantee.steps, guarantee.delta, guarantee.unit) == (7, plan.delta, "owner")
+    assert guarantee.relation == "add-or-remove-one" and guarantee.limits
+    assert json.loads(json.dumps(guarantee.to_dict()))["epsilon"] == guarantee.epsilon
+
+
+def test_releases_of_another_noise_are_accounted_as_recorded(path, plan):
+    Ledger.create(path, plan).record()
+    weak = {"release": 2, "sampling_prob": 0.1, "noise_multiplier": 0.5}
+    with path.open("a") as file:
+        file.write(json.dumps(weak) + "\n")
+    assert Ledger.open(path).guarantee().epsilon > spent([(plan.release, 2)], plan.delta).epsilon + 0.5
