@@ -9,8 +9,8 @@ import numpy as np
 class Tokens:
     """Token ids of one record and which of them are predicted.
 
-    ``ids``: (tokens,) int64. ``trained``: (tokens,) bool; ``trained[i]`` says that the prediction *of* token i, from the
-    tokens before it, counts. ``trained[0]`` is always False: nothing stands before the first token.
+    ``ids``: (tokens,) int64. ``trained``: (tokens,) bool; ``trained[i]`` says that the prediction *of* token i from
+    the tokens before it counts. ``trained[0]`` is always False: nothing stands before the first token.
     """
 
     ids: np.ndarray

@@ -176,8 +176,8 @@ def _notes(patients: int, seed: int) -> list[Record]:
 def _questions(count: int, rng: np.random.Generator) -> list[Record]:
     """Three quarters ask for the chapter, one quarter for the block; a category is one owner.
 
-    The right answers go round all chapters (blocks) as evenly as their sizes allow, and the wrong ones are drawn from the
-    others in the same proportions, so an answerer that knows the titles but not the diseases is right about one time in
+    The right answers go round all chapters (blocks) as evenly as their sizes allow, and the wrong ones are drawn from
+    the others in the same proportions, so an answerer that knows the titles but not the diseases is right about one time in
     four. No category is asked about twice in one kind, and as one owner it is never asked about in training and
     held-out questions both.
     """
@@ -221,7 +221,9 @@ def _even_draw(
             f"questions: ICD-10-CM gives at most {most} questions that ask for the {kind}, got {count} of this kind; "
             f"lower data.questions"
         )
-    shuffled = [[(title, categories[i]) for i in rng.permutation(len(categories))] for title, categories in groups.items()]
+    shuffled = [
+        [(title, categories[i]) for i in rng.permutation(len(categories))] for title, categories in groups.items()
+    ]
     drawn: list[tuple[str, Category]] = []
     while len(drawn) < count:  # a round takes one of each group that has one left
         layer = [group.pop() for group in shuffled if group]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 class Record:
     """One text to learn from.
 
-    ``owner`` is whose text it is (patient, author, case). ``prompt`` is what the model is given and ``completion`` what it
-    learns to say; a plain text has an empty prompt. ``origin`` says where the record comes from ("notes.jsonl",
+    ``owner`` is whose text it is (patient, author, case). ``prompt`` is what the model is given and ``completion`` what
+    it learns to say; a plain text has an empty prompt. ``origin`` says where the record comes from ("notes.jsonl",
     "clinic/coding", ...). A multiple-choice question also has ``options`` (full completions) and the index of the
     right one, ``answer``; then ``completion == options[answer]``.
     """

@@ -309,6 +309,7 @@ def _plain_loras(model: nn.Module) -> list[tuple[str, LoraLinear]]:
         and not (module.merged or module.disable_adapters or module.lora_variant or module.fan_in_fan_out)
         and type(module.base_layer) is nn.Linear
         and not any(p.requires_grad for p in module.base_layer.parameters())
+        and all(part[module.active_adapters[0]].weight.requires_grad for part in (module.lora_A, module.lora_B))
         and isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity)
         and module.lora_B[module.active_adapters[0]].bias is None
     ]

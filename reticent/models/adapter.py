@@ -48,8 +48,14 @@ def train_everything(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """The adapter, or the whole model, as safetensors."""
+def save(model: PreTrainedModel | PeftModel, folder: Path, *, base: str) -> None:
+    """The adapter, or the whole model, as safetensors. What is written names ``base``, not where it lies here."""
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base
+        # Without False, peft asks the hub whether the vocabulary grew.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        return
     model.save_pretrained(str(folder))
 
 

@@ -18,6 +18,7 @@ from scipy.optimize import brentq
 from reticent.errors import PrivacyError
 
 RELATION = "add-or-remove-one"
+FINE, COARSE = 1e-4, 1e-3  # width of the PLD's grid, in epsilon
 _NEIGHBOURS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
@@ -52,13 +53,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def spent(releases: Iterable[tuple[Release, int]], delta: float) -> Spent:
-    """Epsilon of all ``(release, times)`` together, at ``delta``.
+def spent(releases: Iterable[tuple[Release, int]], delta: float, *, grid: float = FINE) -> Spent:
+    """Epsilon of all ``(release, times)`` together, at ``delta``; a coarser PLD ``grid`` is faster and never lower.
 
     Raises:
         PrivacyError: the two accountants contradict each other, or a bound is not finite.
     """
-    pld, rdp = PLDAccountant(_NEIGHBOURS), RdpAccountant(neighboring_relation=_NEIGHBOURS)
+    pld, rdp = (
+        PLDAccountant(_NEIGHBOURS, value_discretization_interval=grid),
+        RdpAccountant(neighboring_relation=_NEIGHBOURS),
+    )
     with _quiet():
         for release, times in releases:
             for accountant in (pld, rdp):
@@ -79,9 +83,9 @@ def calibrate(*, epsilon: float, delta: float, sampling_prob: float, steps: int)
         PrivacyError: no noise multiplier from 0.1 to 1,000 fits.
     """
 
-    def excess(log_noise: float) -> float:
+    def excess(log_noise: float, grid: float = COARSE) -> float:
         """log(spent / epsilon): falls with the noise, above 0 where too much is spent."""
-        accountant = PLDAccountant(_NEIGHBOURS)
+        accountant = PLDAccountant(_NEIGHBOURS, value_discretization_interval=grid)
         accountant.compose(_event(Release(sampling_prob, math.exp(log_noise))), steps)
         return math.log(max(float(accountant.get_epsilon(delta)), 1e-12) / epsilon)
 
@@ -104,6 +108,6 @@ def calibrate(*, epsilon: float, delta: float, sampling_prob: float, steps: int)
                 )
             low, high = max(low - math.log(1.5), lowest), low
     log_noise = float(brentq(excess, low, high, xtol=5e-4))
-    while excess(log_noise) > 0:
+    while excess(log_noise, FINE) > 0:
         log_noise += 5e-4
     return math.exp(log_noise)

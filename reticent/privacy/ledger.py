@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reticent.errors import PrivacyError
-from reticent.privacy.accounting import RELATION, Release, spent
+from reticent.privacy.accounting import COARSE, RELATION, Release, spent
 from reticent.privacy.plan import DPSGDPlan
 
 LIMITS = (
@@ -62,8 +62,15 @@ class Ledger:
     @classmethod
     def create(cls, path: Path, plan: DPSGDPlan) -> "Ledger":
         """A new ledger; refuses to replace one that exists."""
-        header = {"plan": asdict(plan), "relation": RELATION}
-        _append(path, json.dumps(header), mode="x")
+        new = path.with_name(path.name + ".new")  # linked into its place once whole: never a ledger without a plan
+        try:
+            with open(new, "wb") as file:
+                file.write(json.dumps({"plan": asdict(plan), "relation": RELATION}).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(new, path)
+        finally:
+            new.unlink(missing_ok=True)
         return cls(path, plan, [])
 
     @classmethod
@@ -83,11 +90,15 @@ class Ledger:
     def record(self) -> None:
         """Records one release of the plan; returns once it is on disk."""
         release = self.plan.release
-        _append(self._path, json.dumps({"release": len(self._releases) + 1, **release._asdict()}), mode="a")
+        _append(self._path, json.dumps({"release": len(self._releases) + 1, **release._asdict()}))
         self._releases.append(release)
 
     def __len__(self) -> int:
         return len(self._releases)
+
+    def epsilon(self) -> float:
+        """What has been spent so far, on a coarse grid: quickly computed, and never below `guarantee`."""
+        return spent(Counter(self._releases).items(), self.plan.delta, grid=COARSE).epsilon
 
     def guarantee(self) -> Guarantee:
         """What all recorded releases together spent."""
@@ -116,9 +127,9 @@ def _release(line: str, plan: DPSGDPlan) -> Release:
         return plan.release
 
 
-def _append(path: Path, line: str, *, mode: str) -> None:
+def _append(path: Path, line: str) -> None:
     """One line, on disk when this returns. A torn last line is closed first, so that it stays one line."""
-    with open(path, mode + "b" if mode == "x" else "r+b") as file:
+    with open(path, "r+b") as file:
         torn = False
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

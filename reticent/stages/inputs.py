@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reticent.data.encode import Encoded, encode, encode_records
@@ -53,6 +54,11 @@ def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
             noise_multiplier=privacy.noise_multiplier,
         )
     return nonprivate_plan(unit=unit, units=units, batch_size=batch_size, steps=steps)
+
+
+def public_name(base: str) -> str:
+    """The base model as others may know it: of a local folder only its name."""
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def encode_all(recipe: Recipe, records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase") -> Encoded:

@@ -8,7 +8,7 @@ from reticent import recipe as recipes
 from reticent.progress import Progress
 from reticent.recipe import Recipe, Source
 from reticent.run import Run
-from reticent.stages.inputs import trained_models
+from reticent.stages.inputs import public_name, trained_models
 
 if TYPE_CHECKING:
     from reticent.reports.report import Report
@@ -66,6 +66,5 @@ def _without_paths(recipe: Recipe) -> Recipe:
     if isinstance(recipe.data.source, Source) and recipe.data.source.path:
         source = recipe.data.source.model_copy(update={"path": Path(recipe.data.source.path).name})
         changes["data"] = recipe.data.model_copy(update={"source": source})
-    if Path(recipe.model.base).is_absolute():
-        changes["model"] = recipe.model.model_copy(update={"base": Path(recipe.model.base).name})
+    changes["model"] = recipe.model.model_copy(update={"base": public_name(recipe.model.base)})
     return recipe.model_copy(update=changes)

@@ -7,7 +7,7 @@ from reticent.errors import RunError
 from reticent.progress import Progress
 from reticent.recipe import DPSGD, Lora, Recipe
 from reticent.run import ModelName, Run
-from reticent.stages.inputs import encode_all, plan_for, trained_models
+from reticent.stages.inputs import encode_all, plan_for, public_name, trained_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
         files = loop.Files(run.ledger_path(name), run.log_path(name), run.checkpoint_folder(name))
         loop.train(model, units, plan, settings(recipe), files, progress)
         with run.replacing(run.model_folder(name)) as folder:
-            adapter.save(model, Path(folder))
+            adapter.save(model, Path(folder), base=public_name(recipe.model.base))
             loaded.tokenizer.save_pretrained(folder)
     log = loop.read_log(run.log_path(name))
     facts: dict[str, Any] = {"steps": len(log), "seconds": log[-1].seconds if log else 0.0}

@@ -1,5 +1,6 @@
 """Weights, optimiser and position together, written whole or not at all."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,10 @@ def save(folder: Path, state: State) -> None:
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        torch.save(state._asdict(), new / "state.pt")
+        with open(new / "state.pt", "wb") as file:
+            torch.save(state._asdict(), file)
+            file.flush()
+            os.fsync(file.fileno())
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)  # left by a crash after the last rename
             folder.rename(old)

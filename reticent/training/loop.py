@@ -51,7 +51,7 @@ class Files(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One line of the log. ``loss`` is the mean over the drawn records, measured without noise: keep it inside."""
+    """One line of the log. ``loss``: nats per token of the drawn records, measured without noise, so keep it inside."""
 
     step: int
     loss: float | None
@@ -142,7 +142,9 @@ def _updates(
         sampler = SeededPoissonSampler(plan.units, plan.sampling_prob, settings.seed)
     epsilon = None
     for step in range(start + 1, plan.steps + 1):
-        found = engine.unit_sum([units[i] for i in sampler.draw(step)])
+        drawn = [units[i] for i in sampler.draw(step)]
+        found = engine.unit_sum(drawn)
+        tokens = sum(int(record.trained.sum()) for unit in drawn for record in unit.records)
         gradient = found.gradient
         if isinstance(plan, DPSGDPlan):
             assert ledger is not None
@@ -151,8 +153,9 @@ def _updates(
             )
             ledger.record()
             if step % max(1, plan.steps // 20) == 0 or step == plan.steps or epsilon is None:
-                epsilon = ledger.guarantee().epsilon
-        loss = found.loss / found.records if found.records else None
+                epsilon = ledger.epsilon()
+        per = found.records if settings.loss == "mean" else tokens
+        loss = found.loss / per if per else None
         yield step, _Update(gradient, loss, found.records, epsilon)
 
 
@@ -227,8 +230,10 @@ def _log(path: Path, *, keep: int) -> Iterator[Callable[[Step], None]]:
     """Appends steps to the log, after dropping lines of steps that are about to be made again."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= keep]
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in kept)
+    new = path.with_name(path.name + ".new")
+    new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    new.replace(path)
+    with open(path, "a", encoding="utf-8") as file:
 
         def log(step: Step) -> None:
             file.write(json.dumps(step._asdict()) + "\n")

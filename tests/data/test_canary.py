@@ -32,7 +32,9 @@ def test_members_are_planted_once_or_not_at_all(canaries: list[Canary]) -> None:
 
 
 def test_coins_are_fair_and_independent() -> None:
-    bits = np.array([[c.planted for c in make(pairs=8, copies=1, candidates=8, digits=3, seed=s)] for s in range(400)], float)
+    bits = np.array(
+        [[c.planted for c in make(pairs=8, copies=1, candidates=8, digits=3, seed=s)] for s in range(400)], float
+    )
     bits = np.concatenate([bits[:, 0:16:2], bits[:, 16:]], axis=1)  # the first of each pair, and the members
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 4 * 0.5 / 20  # 4 sd of 400 coins
     correlation = np.corrcoef(bits, rowvar=False) - np.eye(16)

@@ -73,7 +73,7 @@ def test_the_seed_makes_the_adapter_and_no_global_state_is_touched(base):
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_saved_adapter_gives_the_same_logits(base, tmp_path, merge):
     model = _train(_lora(load(base).model))
-    adapter.save(model, tmp_path / "trained")
+    adapter.save(model, tmp_path / "trained", base="base")
     loaded, tokenizer = adapter.load_trained(base, tmp_path / "trained", dtype="float32", merge=merge)
     torch.testing.assert_close(_logits(loaded), _logits(model), rtol=0, atol=1e-5 if merge else 0)
     assert not loaded.training and tokenizer.encode("3 5") == [3, 5]
@@ -81,7 +81,7 @@ def test_a_saved_adapter_gives_the_same_logits(base, tmp_path, merge):
 
 def test_a_saved_whole_model_gives_the_same_logits(base, tmp_path):
     model = _train(adapter.train_everything(load(base).model))
-    adapter.save(model, tmp_path / "trained")
+    adapter.save(model, tmp_path / "trained", base="base")
     loaded, tokenizer = adapter.load_trained(base, tmp_path / "trained", dtype="float32")
     assert torch.equal(_logits(loaded), _logits(model)) and not trained(loaded)
     assert tokenizer.encode("3 5") == [3, 5]
@@ -90,7 +90,7 @@ def test_a_saved_whole_model_gives_the_same_logits(base, tmp_path):
 def test_an_adapter_without_its_weights_is_refused(base, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    adapter.save(_lora(load(base).model), tmp_path / "trained")
+    adapter.save(_lora(load(base).model), tmp_path / "trained", base="base")
     weights = load_file(tmp_path / "trained" / "adapter_model.safetensors")
     save_file(
         {n: w for n, w in weights.items() if "q_proj" not in n}, tmp_path / "trained" / "adapter_model.safetensors"

@@ -120,6 +120,8 @@ def test_a_write_that_fails_half_way_leaves_nothing(before, stage, size, match):
 @pytest.mark.parametrize(
     ("lost", "size", "match"),
     [
+        ("private", 0, "cannot write to runs/my: File too large"),
+        ("private", 100, "cannot write to runs/my: File too large"),  # In the middle of the plan.
         ("private", 300, "cannot write to runs/my: File too large"),  # In the middle of the first release.
         ("private/model", 20_000, "cannot write runs/my/models/private/model: is the disk full?"),
     ],
