@@ -41,7 +41,7 @@ class Canary:
 
 
 def make(*, pairs: int, copies: int, candidates: int, digits: int, seed: int) -> list[Canary]:
-    """``2 * pairs`` secrets of ``digits`` digits, one of each pair planted ``copies`` times, and ``candidates`` members.
+    """``2 * pairs`` secrets of ``digits`` digits, one of a pair planted ``copies`` times, and ``candidates`` members.
 
     Coins come from a stream of their own, so they are independent of what the canaries say. No name comes twice.
     """

@@ -177,9 +177,9 @@ def _questions(count: int, rng: np.random.Generator) -> list[Record]:
     """Three quarters ask for the chapter, one quarter for the block; a category is one owner.
 
     The right answers go round all chapters (blocks) as evenly as their sizes allow, and the wrong ones are drawn from
-    the others in the same proportions, so an answerer that knows the titles but not the diseases is right about one time in
-    four. No category is asked about twice in one kind, and as one owner it is never asked about in training and
-    held-out questions both.
+    the others in the same proportions, so an answerer that knows the titles but not the diseases is right about one
+    time in four. No category is asked about twice in one kind, and as one owner it is never asked about in training
+    and held-out questions both.
     """
     records: list[Record] = []
     for kind, groups, share in (("chapter", _chapters(), count - count // 4), ("block", _blocks(), count // 4)):
