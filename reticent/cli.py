@@ -113,8 +113,8 @@ def main(
 
     A run that was stopped goes on when the same command is given again. What is done is skipped.
     """
-    # Before torch is loaded: threads that spin while they wait are many times slower on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is loaded: its threads wait by spinning so long that a busy machine becomes many times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @app.command()

@@ -1,11 +1,24 @@
 """Measure how useful each model is on records that no model was trained on."""
 
+from typing import Literal
+
 import numpy as np
 
 from reticent.measurement import Measurement
 from reticent.progress import Progress
+from reticent.recipe import Recipe
 from reticent.run import Run
 from reticent.stages.inputs import all_models, encode_all, encode_answer, held_out, open_model
+
+Normalise = Literal["sum", "tokens"]
+_WORDS: dict[Normalise, str] = {"sum": "of the whole text", "tokens": "per token"}
+
+
+def scorers(recipe: Recipe) -> list[tuple[str, Normalise]]:
+    """The accuracy that the recipe asks for, and beside it the one by the other way to score an option."""
+    chosen = recipe.evaluate.normalise
+    other: Normalise = "sum" if chosen == "tokens" else "tokens"
+    return [("accuracy", chosen), (f"accuracy_by_{other}", other)]
 
 
 def evaluate(run: Run, progress: Progress) -> None:
@@ -48,24 +61,23 @@ def evaluate(run: Run, progress: Progress) -> None:
             )
         if questions:
             left = iter(scores[len(plain) :])
-            chosen = accuracy(
-                [[next(left) for _ in question.options] for question in questions],
-                [question.answer for question in questions if question.answer is not None],
-                normalise=recipe.evaluate.normalise,
-            )
-            measurements.append(
-                Measurement(
-                    name="accuracy",
-                    model=name,
-                    value=chosen.accuracy,
-                    interval=chosen.interval,
-                    n=chosen.n,
-                    unit="share",
-                    counted="held-out questions",
-                    method=f"option log-likelihood ({recipe.evaluate.normalise}), Wilson",
-                    floor=chosen.chance,
-                    ceiling=1.0,
+            scored = [[next(left) for _ in question.options] for question in questions]
+            answers = [question.answer for question in questions if question.answer is not None]
+            for label, normalise in scorers(recipe):
+                chosen = accuracy(scored, answers, normalise=normalise)
+                measurements.append(
+                    Measurement(
+                        name=label,
+                        model=name,
+                        value=chosen.accuracy,
+                        interval=chosen.interval,
+                        n=chosen.n,
+                        unit="share",
+                        counted="held-out questions",
+                        method=f"option log-likelihood, {_WORDS[normalise]}; Wilson",
+                        floor=chosen.chance,
+                        ceiling=1.0,
+                    )
                 )
-            )
     run.write_measurements("evaluate", measurements)
     run.finish("evaluate", {"records": len(records), "questions": len(questions)})
