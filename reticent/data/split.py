@@ -6,10 +6,9 @@ groups: everything of one owner and of one unit. What is not covered: texts that
 of less than five words that differ at all.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
-
-import numpy as np
 
 from reticent.data.record import Record
 from reticent.errors import DataError
@@ -58,29 +57,43 @@ def assign_units(records: Sequence[Record], *, unit: Literal["record", "owner"],
 
 
 def split(records: Sequence[Record], units: Sequence[str], *, held_out: float, seed: int) -> Split:
-    """Holds out a share of the groups, drawn uniformly; a group is everything of one owner and one unit.
+    """Holds out about a share ``held_out``, in (0, 1), of the groups; a group is everything of one owner and one unit.
 
-    ``units`` is `Units.unit`; ``held_out`` in (0, 1) is rounded to whole groups, at least one on each side.
+    Each group's side follows from ``seed`` and its own texts alone, so one group more or less leaves the others where
+    they are: with a drawn share, one person would move many records in or out of the training set, and no promise on
+    that set would hold for the data. ``units`` is `Units.unit`.
 
     Raises:
-        DataError: All records hang together in one group.
+        DataError: All records hang together in one group, or one side would be empty.
     """
     groups = _Groups(len(records))
     groups.join_equal(record.owner for record in records)
     groups.join_equal(units)
     roots = [groups.root(i) for i in range(len(records))]
-    names = sorted(set(roots))
+    names: dict[int, bytes] = {}
+    for root, record in zip(roots, records, strict=True):
+        text = hashlib.sha256(f"{record.prompt}\n{record.completion}".encode()).digest()
+        names[root] = min(text, names.get(root, text))
     if len(names) < 2:
         raise DataError(
             f"cannot hold out owners: the {len(records)} records form {len(names)} group (one owner, or owners that "
             f"share texts), and at least 2 are needed; check data.source.owner and data.near_duplicates"
         )
-    size = min(max(round(held_out * len(names)), 1), len(names) - 1)
-    chosen = set(np.random.default_rng([seed, 10]).choice(names, size=size, replace=False).tolist())
+    out = {root for root, name in names.items() if _uniform(seed, name) < held_out}
+    if not 0 < len(out) < len(names):
+        raise DataError(
+            f"data.held_out = {held_out:g} holds out {'everybody' if out else 'nobody'} of {len(names)} owners (or "
+            "groups of them); change data.held_out, or data.seed"
+        )
     return Split(
-        train=[i for i, root in enumerate(roots) if root not in chosen],
-        held_out=[i for i, root in enumerate(roots) if root in chosen],
+        train=[i for i, root in enumerate(roots) if root not in out],
+        held_out=[i for i, root in enumerate(roots) if root in out],
     )
+
+
+def _uniform(seed: int, name: bytes) -> float:
+    """A number in [0, 1) that is fixed by both."""
+    return int.from_bytes(hashlib.sha256(b"%d:" % seed + name).digest()[:8], "big") / 2.0**64
 
 
 class _Groups:

@@ -21,6 +21,7 @@ LIMITS = (
     "results on the same private data are not paid for here.",
     "It hides whether one unit took part. It does not hide what many units have in common, nor anything about a person "
     "that is written in the texts of other owners.",
+    "Owners whose texts are equal or nearly equal count as one unit together.",
     "Delta is the chance, per unit, that the epsilon bound does not hold.",
     "Noise is drawn from the operating system's entropy in floating point; an attack on the last bits of the "
     "arithmetic (Mironov 2012) is not excluded.",

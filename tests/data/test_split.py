@@ -88,19 +88,28 @@ def test_no_owner_and_no_unit_on_both_sides(unit: str) -> None:
 
 
 def test_the_share_is_of_groups_and_the_seed_decides() -> None:
-    records = _records([f"t{i}" for i in range(100)], [f"p{i // 2}" for i in range(100)])
+    records = _records([f"t{i}" for i in range(2000)], [f"p{i // 2}" for i in range(2000)])
     units = [r.owner for r in records]
     first = split(records, units, held_out=0.1, seed=0)
-    assert len(first.held_out) == 10  # 5 of 50 owners
+    assert abs(len(first.held_out) / 2 - 100) < 4 * (1000 * 0.1 * 0.9) ** 0.5  # owners, 4 sd
     assert first == split(records, units, held_out=0.1, seed=0)
     assert first != split(records, units, held_out=0.1, seed=1)
 
 
-@pytest.mark.parametrize("held_out", [0.001, 0.999])
-def test_neither_side_is_empty(held_out: float) -> None:
+def test_one_owner_more_moves_nobody_else() -> None:
+    records = _records([f"t{i}" for i in range(300)], [f"p{i // 3}" for i in range(300)])
+    units = [r.owner for r in records]
+    whole = split(records, units, held_out=0.3, seed=0)
+    kept = [i for i in range(300) if units[i] != "p7"]
+    less = split([records[i] for i in kept], [units[i] for i in kept], held_out=0.3, seed=0)
+    assert {kept[i] for i in less.train} == set(whole.train) & set(kept)
+
+
+@pytest.mark.parametrize(("held_out", "who"), [(0.001, "nobody"), (0.999, "everybody")])
+def test_an_empty_side_is_refused(held_out: float, who: str) -> None:
     records = _records(["a", "b", "c"])
-    train, out = split(records, ["r0", "r1", "r2"], held_out=held_out, seed=0)
-    assert train and out
+    with pytest.raises(DataError, match=f"holds out {who} of 3 owners"):
+        split(records, ["r0", "r1", "r2"], held_out=held_out, seed=0)
 
 
 def test_a_single_owner_is_refused() -> None:
