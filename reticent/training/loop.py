@@ -90,10 +90,12 @@ def train(
     if state is not None:
         _restore(model, optimizer, state)
     # Steps already released but lost with their weights count as done: the budget is not there twice.
-    done = max(0 if state is None else state.step, 0 if ledger is None else len(ledger))
-    if state is not None and done > state.step:
-        progress.say(f"{done - state.step} steps after the last checkpoint are lost; their releases stay counted")
+    reached = 0 if state is None else state.step
+    done = max(reached, 0 if ledger is None else len(ledger))
+    if done > reached:
+        progress.say(f"{done - reached} steps after the last checkpoint are lost; their releases stay counted")
     before = 0.0 if state is None else state.seconds
+    records = 0
     started = time.monotonic()
     model.train()
     with _log(files.log, keep=done) as log, progress.task(f"training ({_kind(plan)})", total=plan.steps) as task:
@@ -104,9 +106,11 @@ def train(
             _apply(model, optimizer, update.gradient, plan.batch_size)
             if before_first is not None:
                 _check_moved(model, before_first)
-            line = Step(step, update.loss, update.records, update.epsilon, before + time.monotonic() - started)
+            seconds = time.monotonic() - started
+            line = Step(step, update.loss, update.records, update.epsilon, before + seconds)
             log(line)
-            task.advance(1, note=_note(line, done))
+            records += update.records
+            task.advance(1, note=_note(line, records / seconds))
             if step % settings.checkpoint_every == 0 or step == plan.steps:
                 checkpoint.save(
                     files.checkpoint,
@@ -144,7 +148,6 @@ def _updates(
     for step in range(start + 1, plan.steps + 1):
         drawn = [units[i] for i in sampler.draw(step)]
         found = engine.unit_sum(drawn)
-        tokens = sum(int(record.trained.sum()) for unit in drawn for record in unit.records)
         gradient = found.gradient
         if isinstance(plan, DPSGDPlan):
             assert ledger is not None
@@ -154,9 +157,14 @@ def _updates(
             ledger.record()
             if step % max(1, plan.steps // 20) == 0 or step == plan.steps or epsilon is None:
                 epsilon = ledger.epsilon()
-        per = found.records if settings.loss == "mean" else tokens
+        per = found.records if settings.loss == "mean" else _predicted(drawn)
         loss = found.loss / per if per else None
         yield step, _Update(gradient, loss, found.records, epsilon)
+
+
+def _predicted(units: Sequence[Unit]) -> int:
+    """How many tokens are predicted."""
+    return sum(int(record.trained.sum()) for unit in units for record in unit.records)
 
 
 def _apply(model: PreTrainedModel, optimizer: torch.optim.Optimizer, gradient: Sums, divisor: int) -> None:
@@ -251,7 +259,7 @@ def _kind(plan: Plan) -> str:
     return "private" if isinstance(plan, DPSGDPlan) else "no privacy"
 
 
-def _note(line: Step, done: int) -> str:
+def _note(line: Step, speed: float) -> str:
     loss = "loss -" if line.loss is None else f"loss {line.loss:.3f}"
     epsilon = "" if line.epsilon is None else f"  epsilon {line.epsilon:.2f}"
-    return f"{loss}{epsilon}  {line.records} records"
+    return f"{loss}{epsilon}  {speed:.1f} records/s"

@@ -33,8 +33,8 @@ def test_a_new_checkpoint_replaces_the_old_and_leaves_nothing_beside_it(tmp_path
 def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_half_written(tmp_path, monkeypatch, error):
     checkpoint.save(tmp_path / "c", _state(1))
 
-    def half(state, path):
-        path.write_bytes(b"half")
+    def half(state, file):
+        file.write(b"half")
         raise error
 
     monkeypatch.setattr(torch, "save", half)

@@ -30,7 +30,7 @@ class KilledError(Exception):
 def toy_accountant(monkeypatch):
     """Epsilon is the number of releases: the accountant has tests of its own and takes a second a step."""
 
-    def count(releases, delta):
+    def count(releases, delta, **options):
         times = float(sum(times for _, times in releases))
         return Spent(times, times)
 
