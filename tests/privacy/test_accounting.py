@@ -63,7 +63,7 @@ def test_calibration_is_tight_and_never_above_the_target(epsilon, prob, steps):
 class _Toy:
     """An accountant by which n releases cost n / noise."""
 
-    def __init__(self, neighbours):
+    def __init__(self, neighbours, **options):
         self._cost = 0.0
 
     def compose(self, event, times):
