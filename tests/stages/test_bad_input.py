@@ -18,9 +18,9 @@ SETTINGS = {
     ),
     "delta": (
         ["privacy.delta=0.02"],
-        "privacy.delta must be below 1 / units = 0.0189 (53 owners to train on), got 0.02",
+        "privacy.delta must be below 1 / units = 0.0196 (51 owners to train on), got 0.02",
     ),
-    "batch": (["train.batch_size=54"], "train.batch_size must be at most the number of units, 53"),
+    "batch": (["train.batch_size=52"], "train.batch_size must be at most the number of units, 51"),
     "no file": (["data.source.path=none.jsonl"], "none.jsonl: there is no such file"),
     "no field": (["data.source.completion=answer"], "notes.jsonl:1: there is no field 'answer'"),
     "no chat template": (["data.template=chat"], "no chat template; set data.template: plain"),
@@ -146,4 +146,5 @@ def test_an_owner_may_be_a_number(place):
     rows = [{**record, "owner": number} for number, record in enumerate(place.records)]
     place.write_source("".join(json.dumps(row) + "\n" for row in rows))
     place.call("prepare", "my.yaml")
-    assert place.run.read_manifest()["units"]["held_out"] == round(len(rows) / 10)
+    counts = place.run.read_manifest()["units"]
+    assert counts["train"] - 17 + counts["held_out"] == len(rows)  # 4 secrets and 13 members are planted

@@ -48,7 +48,6 @@ PLACES = [
     ("train", "ledger.jsonl", 1),
     ("train", "ledger.jsonl", 2),
     ("train", "ledger.jsonl", 4),
-    ("train", "ledger.jsonl", 5),
     ("train", "adapter_model.safetensors", 1),
     ("train", "adapter_model.safetensors", 2),
     ("audit", "audit.json", 1),
