@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from reticent.errors import ModelError, PrivacyError
 from reticent.gradients.attention import causal, segments
 from reticent.gradients.rows import Loss, Row, Unit, pack
+from reticent.privacy.clipping import Clipping
 
 Sums = dict[str, torch.Tensor]
 
@@ -32,13 +33,15 @@ class UnitSum(NamedTuple):
     """What an engine returns for one draw of units.
 
     ``gradient``: float32 sum per trained parameter. ``loss``: summed over ``records`` records, nats. ``dropped``: units
-    whose gradient was not finite; they contributed zero. ``loss`` and ``dropped`` are private: never publish them.
+    whose gradient was not finite; they contributed zero. ``below``: finite units whose gradient's norm is at most the
+    clip norm. ``loss``, ``dropped`` and ``below`` are private: never publish them.
     """
 
     gradient: Sums
     loss: float
     records: int
     dropped: int
+    below: int = 0
 
 
 class Engine(Protocol):
@@ -354,14 +357,16 @@ def refuse_inexact(model: PreTrainedModel) -> None:
             )
 
 
-def engine_for(model: PreTrainedModel, *, clip_norm: float | None, loss: Loss, micro_batch_tokens: int) -> Engine:
-    """The fastest exact engine for ``model``; no clipping if ``clip_norm`` is None.
+def engine_for(
+    model: PreTrainedModel, *, clipping: Clipping | None, loss: Loss, micro_batch_tokens: int
+) -> Engine:
+    """The fastest exact engine for ``model``; no clipping if ``clipping`` is None.
 
     Raises:
         ModelError: no engine can be exact.
     """
-    if clip_norm is None:
+    if clipping is None:
         return Batch(model, loss=loss, micro_batch_tokens=micro_batch_tokens)
     refuse_inexact(model)
     kind = Packed if why_not_packed(model) is None else OneByOne
-    return kind(model, clip_norm=clip_norm, loss=loss, micro_batch_tokens=micro_batch_tokens)
+    return kind(model, clip_norm=clipping.norm, loss=loss, micro_batch_tokens=micro_batch_tokens)

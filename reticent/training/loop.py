@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from reticent.errors import PrivacyError
 from reticent.gradients.engines import Engine, Sums, engine_for, trained
 from reticent.gradients.rows import Loss, Unit
+from reticent.privacy.clipping import Clipping
 from reticent.privacy.entropy import SystemWords
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.noise import add_noise
@@ -80,7 +81,7 @@ def train(
         raise PrivacyError(f"the plan is for {plan.units} units, got {len(units)}")
     engine = engine_for(
         model,
-        clip_norm=plan.clip_norm if isinstance(plan, DPSGDPlan) else None,
+        clipping=Clipping(plan.clip_norm) if isinstance(plan, DPSGDPlan) else None,
         loss=settings.loss,
         micro_batch_tokens=settings.micro_batch_tokens,
     )

@@ -14,6 +14,7 @@ from reticent.errors import ModelError, PrivacyError
 from reticent.gradients import engines
 from reticent.gradients.engines import Batch, OneByOne, Packed, clip_factors, engine_for, refuse_inexact
 from reticent.gradients.rows import Unit
+from reticent.privacy.clipping import Clipping
 
 FAMILIES = ["llama", "llama-tied", "qwen3", "neox", "mistral", "gemma"]
 BOTH = pytest.mark.parametrize("kind", [Packed, OneByOne])
@@ -91,7 +92,7 @@ def test_a_layer_that_is_used_twice_equals_the_oracle(tiny, kind):
 def test_full_fine_tuning_equals_the_oracle(tiny, family):
     model = tiny.model(family).requires_grad_(True)
     units = tiny.units(5, records=2)
-    engine = engine_for(model, clip_norm=1.0, loss="sum", micro_batch_tokens=64)
+    engine = engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
     assert isinstance(engine, OneByOne)
     assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
 
@@ -274,7 +275,7 @@ def test_bfloat16_is_close_to_float32(tiny, kind):
 def test_the_engine_is_exact_for_every_adapter(tiny, settings, kind):
     model = tiny.lora(tiny.model(), **settings).eval()
     units = tiny.units(6, records=2)
-    engine = engine_for(model, clip_norm=1.0, loss="sum", micro_batch_tokens=64)
+    engine = engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
     assert isinstance(engine, kind)
     assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
 
@@ -285,7 +286,7 @@ def test_linear_layers_that_share_a_weight_go_to_the_exact_engine(tiny):
     second.weight = first.weight
     first.weight.requires_grad_(True)
     units = tiny.units(4)
-    engine = engine_for(model, clip_norm=1.0, loss="sum", micro_batch_tokens=64)
+    engine = engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
     assert isinstance(engine, OneByOne)
     assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
 
@@ -329,7 +330,7 @@ def test_layers_that_mix_records_are_refused_by_name(tiny, layer):
     model = tiny.lora(tiny.model())
     model.get_base_model().model.layers[1].odd = layer
     with pytest.raises(ModelError, match=rf"layers.1.odd \({type(layer).__name__}\) mixes the records"):
-        engine_for(model, clip_norm=1.0, loss="sum", micro_batch_tokens=64)
+        engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
 
 
 def test_instance_norm_mixes_no_records(tiny):
@@ -339,7 +340,7 @@ def test_instance_norm_mixes_no_records(tiny):
 
 
 def test_no_clip_norm_means_ordinary_training(tiny):
-    engine = engine_for(tiny.lora(tiny.model()), clip_norm=None, loss="sum", micro_batch_tokens=64)
+    engine = engine_for(tiny.lora(tiny.model()), clipping=None, loss="sum", micro_batch_tokens=64)
     assert isinstance(engine, Batch)
 
 

@@ -11,6 +11,7 @@ from reticent.errors import PrivacyError
 from reticent.gradients.engines import Batch, Packed, UnitSum, trained
 from reticent.models.adapter import add_lora
 from reticent.privacy import ledger as ledger_module
+from reticent.privacy.clipping import Clipping
 from reticent.privacy.accounting import Spent, spent
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.plan import dpsgd_plan, nonprivate_plan
@@ -377,7 +378,7 @@ def test_a_planted_unit_shows_only_when_the_noise_is_taken_out(tiny, settings, t
     units, runs = tiny.units(UNITS), 150
     plan = _private(batch_size=UNITS, steps=1, noise_multiplier=2.0)
     claim = spent([(plan.release, 1)], plan.delta).epsilon
-    engine = loop.engine_for(model, clip_norm=0.5, loss="mean", micro_batch_tokens=1000)
+    engine = loop.engine_for(model, clipping=Clipping(0.5), loss="mean", micro_batch_tokens=1000)
     sums = {inside: engine.unit_sum(units if inside else units[1:]) for inside in (True, False)}
     canary = {name: sums[True].gradient[name] - sums[False].gradient[name] for name in sums[True].gradient}
     if not noisy:
