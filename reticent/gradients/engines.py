@@ -357,9 +357,7 @@ def refuse_inexact(model: PreTrainedModel) -> None:
             )
 
 
-def engine_for(
-    model: PreTrainedModel, *, clipping: Clipping | None, loss: Loss, micro_batch_tokens: int
-) -> Engine:
+def engine_for(model: PreTrainedModel, *, clipping: Clipping | None, loss: Loss, micro_batch_tokens: int) -> Engine:
     """The fastest exact engine for ``model``; no clipping if ``clipping`` is None.
 
     Raises:

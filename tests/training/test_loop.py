@@ -11,8 +11,8 @@ from reticent.errors import PrivacyError
 from reticent.gradients.engines import Batch, Packed, UnitSum, trained
 from reticent.models.adapter import add_lora
 from reticent.privacy import ledger as ledger_module
-from reticent.privacy.clipping import Clipping
 from reticent.privacy.accounting import Spent, spent
+from reticent.privacy.clipping import Clipping
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.plan import dpsgd_plan, nonprivate_plan
 from reticent.progress import Progress
