@@ -5,9 +5,9 @@ covered: architectures that do not call the attention interface or mix tokens in
 spaces), soft-capped scores, attention sinks and positions that depend on the length of the row; they are refused.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -43,7 +43,9 @@ class _Row:
         return self.layouts[window]
 
 
-_row: ContextVar[_Row | None] = ContextVar("row", default=None)
+# Not of a thread: with gradient checkpointing, layers read the row again in autograd's own threads. One row at a time.
+_row: _Row | None = None
+_reading = threading.RLock()
 
 
 @contextmanager
@@ -53,12 +55,14 @@ def segments(parts: Sequence[Segment]) -> Iterator[None]:
     Raises:
         ModelError: the block ended and no attention layer asked for them.
     """
+    global _row
     row = _Row(parts)
-    token = _row.set(row)
-    try:
-        yield
-    finally:
-        _row.reset(token)
+    with _reading:
+        before, _row = _row, row
+        try:
+            yield
+        finally:
+            _row = before
     if not row.asked:
         raise ModelError(
             "a packed row was read by a model that use_segments did not prepare: records could see each other"
@@ -136,7 +140,7 @@ def _attend(
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention segment by segment. ``query``: (1, heads, T, dim); returns (1, T, heads, dim)."""
-    row = _row.get()
+    row = _row
     if row is None or query.shape[0] != 1 or row.parts[-1].end != query.shape[2] or key.shape[2] != query.shape[2]:
         raise ModelError("a packed row was read without its segments: records could see each other")
     row.asked = True

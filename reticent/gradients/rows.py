@@ -30,8 +30,8 @@ class Row:
     """A packed row of T tokens of which K are predicted.
 
     ``ids``, ``positions``: (1, T). ``records``: where each record ends, ``units``: where each unit ends, both
-    increasing and ending in T. ``predict``: (K,) positions whose next token is predicted; ``labels``, ``weights``: (K,)
-    that token and its weight in the loss.
+    increasing and ending in T. ``predict``: (K,) positions whose next token is predicted, K < T; ``labels``,
+    ``weights``: (K,) that token and its weight in the loss. ``predicted``: where each unit ends among these K.
     """
 
     ids: torch.Tensor
@@ -41,6 +41,7 @@ class Row:
     predict: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
+    predicted: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def _row(units: Sequence[Sequence[_Piece]]) -> Row:
     """One row of the given units."""
     records: list[int] = []
     ends: list[int] = []
+    predicted: list[int] = []
     ids, positions, predict, labels, weights = [], [], [], [], []
     start = 0
     for pieces in units:
@@ -79,6 +81,7 @@ def _row(units: Sequence[Sequence[_Piece]]) -> Row:
             start += len(piece.tokens)
             records.append(start)
         ends.append(start)
+        predicted.append(sum(map(len, predict)))
     return Row(
         ids=torch.from_numpy(np.concatenate(ids))[None],
         positions=torch.from_numpy(np.concatenate(positions))[None],
@@ -87,6 +90,7 @@ def _row(units: Sequence[Sequence[_Piece]]) -> Row:
         predict=torch.from_numpy(np.concatenate(predict)),
         labels=torch.from_numpy(np.concatenate(labels)),
         weights=torch.from_numpy(np.concatenate(weights)),
+        predicted=tuple(predicted),
     )
 
 

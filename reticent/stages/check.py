@@ -47,7 +47,8 @@ def _promise(plan: DPSGDPlan) -> list[tuple[str, str]]:
 
 def _model(recipe: Recipe) -> list[tuple[str, str]]:
     """Size, engine and memory, from the model's shape alone."""
-    from reticent.gradients.engines import refuse_inexact, why_not_packed
+    from reticent.gradients.engines import why_not_packed
+    from reticent.gradients.exact import refuse_inexact
     from reticent.models.load import skeleton
 
     model, weight_bytes = skeleton(recipe.model.base, dtype=recipe.model.dtype)

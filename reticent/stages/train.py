@@ -32,7 +32,7 @@ def train(run: Run, progress: Progress) -> None:
 
 
 def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
-    from reticent.gradients.engines import refuse_inexact
+    from reticent.gradients.exact import refuse_inexact
     from reticent.models import adapter
     from reticent.models.load import load
     from reticent.privacy.ledger import Ledger

@@ -5,14 +5,17 @@ engines.
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from reticent.errors import ModelError, PrivacyError
-from reticent.gradients import engines
-from reticent.gradients.engines import Batch, OneByOne, Packed, clip_factors, engine_for, refuse_inexact
+from reticent.gradients import engines, tally
+from reticent.gradients.clip import clip_factors
+from reticent.gradients.engines import Batch, OneByOne, Packed, engine_for
+from reticent.gradients.exact import refuse_inexact
 from reticent.gradients.rows import Unit
 from reticent.privacy.clipping import Clipping
 
@@ -21,8 +24,8 @@ BOTH = pytest.mark.parametrize("kind", [Packed, OneByOne])
 OFF = 1e9  # a clip norm that nothing reaches
 
 
-def _sum(kind, model, units, *, clip=1.0, loss="sum", tokens=64):
-    return kind(model, clip_norm=clip, loss=loss, micro_batch_tokens=tokens).unit_sum(units)
+def _sum(kind, model, units, *, clip=1.0, style="flat", loss="sum", tokens=64):
+    return kind(model, clipping=Clipping(clip, style), loss=loss, micro_batch_tokens=tokens).unit_sum(units)
 
 
 def _relative_error(tiny, found, expected):
@@ -88,13 +91,14 @@ def test_a_layer_that_is_used_twice_equals_the_oracle(tiny, kind):
     assert _relative_error(tiny, _sum(kind, model, units), tiny.oracle(model, units, clip=1.0)) < 1e-5
 
 
+@BOTH
 @pytest.mark.parametrize("family", FAMILIES)
-def test_full_fine_tuning_equals_the_oracle(tiny, family):
+@pytest.mark.parametrize("longest", [4, 40], ids=["short", "long"])  # Gram matrices, and unit gradients formed
+def test_full_fine_tuning_equals_the_oracle(tiny, kind, family, longest):
     model = tiny.model(family).requires_grad_(True)
-    units = tiny.units(5, records=2)
-    engine = engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
-    assert isinstance(engine, OneByOne)
-    assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
+    units = tiny.units(8, records=2, longest=longest)
+    found = _sum(kind, model, units)
+    assert _relative_error(tiny, found, tiny.oracle(model, units, clip=1.0)) < 1e-5
 
 
 @pytest.mark.parametrize("adapters", [True, False])
@@ -221,8 +225,11 @@ def test_a_unit_with_one_bad_record_adds_nothing_at_all(tiny, kind):
 
 
 def test_clip_factors_are_the_definition():
-    squares = torch.tensor([0.0, 1.0, 4.0, 16.0, torch.inf, torch.nan])
-    assert clip_factors(squares, 2.0).tolist() == [1, 1, 1, 0.5, 0, 0]
+    squares = {"a": torch.tensor([0.0, 1.0, 4.0, 16.0, torch.inf, torch.nan])}
+    factors, finite, below = clip_factors(squares, Clipping(2.0), {"a": "a"})
+    assert factors["a"].tolist() == [1, 1, 1, 0.5, 0, 0]
+    assert finite.tolist() == [True] * 4 + [False] * 2
+    assert below.tolist() == [True] * 3 + [False] * 3
 
 
 # Precision.
@@ -266,11 +273,12 @@ def test_bfloat16_is_close_to_float32(tiny, kind):
         ({"lora_dropout": 0.1}, Packed),
         ({"use_dora": True}, OneByOne),
         ({"target_modules": ["embed_tokens", "q_proj"]}, OneByOne),
-        ({"target_modules": ["lm_head", "q_proj"]}, OneByOne),
-        ({"modules_to_save": ["lm_head"]}, OneByOne),
-        ({"modules_to_save": ["norm"]}, OneByOne),
+        ({"target_modules": ["lm_head", "q_proj"]}, Packed),
+        ({"modules_to_save": ["lm_head"]}, Packed),
+        ({"modules_to_save": ["norm"]}, Packed),
+        ({"modules_to_save": ["embed_tokens"]}, Packed),
     ],
-    ids=["plain", "dropout", "dora", "embedding", "head", "whole-head", "norm"],
+    ids=["plain", "dropout", "dora", "embedding", "head", "whole-head", "norm", "whole-embedding"],
 )
 def test_the_engine_is_exact_for_every_adapter(tiny, settings, kind):
     model = tiny.lora(tiny.model(), **settings).eval()
@@ -280,32 +288,49 @@ def test_the_engine_is_exact_for_every_adapter(tiny, settings, kind):
     assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
 
 
-def test_linear_layers_that_share_a_weight_go_to_the_exact_engine(tiny):
+@BOTH
+def test_linear_layers_that_share_a_weight_equal_the_oracle(tiny, kind):
     model = tiny.model()
     first, second = (layer.mlp.up_proj for layer in model.model.layers)
     second.weight = first.weight
     first.weight.requires_grad_(True)
+    units = tiny.units(8, longest=6)
+    assert _relative_error(tiny, _sum(kind, model, units), tiny.oracle(model, units, clip=1.0)) < 1e-5
+
+
+class _Odd(nn.Module):
+    """A layer that no rule knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(32))
+
+    def forward(self, x):
+        return x + self.shift
+
+
+def test_a_layer_without_a_rule_is_named_and_goes_to_the_exact_engine(tiny):
+    model = tiny.model()
+    model.model.norm = nn.Sequential(model.model.norm, _Odd())
     units = tiny.units(4)
+    assert "1 of 1 trained parameters have no fast rule, the first is model.norm.1.shift" in engines.why_not_packed(
+        model
+    )
     engine = engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
     assert isinstance(engine, OneByOne)
     assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
+    with pytest.raises(ModelError, match="model.norm.1.shift"):
+        _sum(Packed, model, units)
 
 
-@pytest.mark.parametrize("part", ["model.embed_tokens", "model.norm", "lm_head"])
-def test_packed_refuses_what_it_cannot_split(tiny, part):
-    model = tiny.model()
-    model.get_submodule(part).requires_grad_(True)
-    with pytest.raises(ModelError, match="output head" if part == "lm_head" else part):
-        Packed(model, clip_norm=1.0, loss="sum", micro_batch_tokens=64)
-
-
-def test_packed_refuses_a_weight_that_is_used_beside_its_layer(tiny):
+def test_a_weight_that_is_used_beside_its_layer_goes_to_the_exact_engine(tiny):
     model = tiny.model()
     layer = model.model.layers[0].mlp.up_proj
     layer.requires_grad_(True)
     model.model.norm.register_forward_hook(lambda module, inputs, output: output + layer.weight.sum())
-    with pytest.raises(PrivacyError, match=r"mlp.up_proj.weight is used outside its linear layer"):
+    with pytest.raises(PrivacyError, match=r"mlp.up_proj.weight is used outside its layer's forward"):
         _sum(Packed, model, tiny.units(2))
+    assert isinstance(engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64), OneByOne)
 
 
 def test_dropout_masks_are_drawn_per_record(tiny):
@@ -349,8 +374,8 @@ def test_no_clip_norm_means_ordinary_training(tiny):
 
 def _engines(model):
     return [
-        Packed(model, clip_norm=1.0, loss="sum", micro_batch_tokens=30),
-        OneByOne(model, clip_norm=1.0, loss="sum", micro_batch_tokens=30),
+        Packed(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=30),
+        OneByOne(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=30),
         Batch(model, loss="sum", micro_batch_tokens=30),
     ]
 
@@ -374,13 +399,14 @@ def test_no_parameter_keeps_a_gradient_and_every_forward_is_restored(tiny):
 def test_every_forward_is_restored_after_an_error(tiny, monkeypatch):
     model = tiny.lora(tiny.model())
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         assert any("forward" in vars(module) for module in model.modules())
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engines, "row_loss", fail)
+    monkeypatch.setattr(model.get_base_model().model, "forward", fail)
     with pytest.raises(ZeroDivisionError):
         _sum(Packed, model, tiny.units(2))
+    monkeypatch.undo()
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -398,15 +424,15 @@ def test_weights_and_outputs_are_left_as_they_were(tiny):
 class _ClipsTheBatch(Batch):
     """The mutant: clips the sum instead of each unit."""
 
-    def __init__(self, model, *, clip_norm, loss, micro_batch_tokens):
+    def __init__(self, model, *, clipping, loss, micro_batch_tokens):
         super().__init__(model, loss=loss, micro_batch_tokens=micro_batch_tokens)
-        self._clip = clip_norm
+        self._clipping = clipping
 
     def unit_sum(self, units):
         found = super().unit_sum(units)
-        squares = torch.stack([value.square().sum() for value in found.gradient.values()]).sum()
-        factor = clip_factors(squares[None], self._clip)[0]
-        return found._replace(gradient={name: factor * value for name, value in found.gradient.items()})
+        squares = {name: value.square().sum()[None] for name, value in found.gradient.items()}
+        factors, _, _ = clip_factors(squares, self._clipping, {})
+        return found._replace(gradient={name: factors[name] * value for name, value in found.gradient.items()})
 
 
 def test_the_oracle_catches_batch_clipping(tiny):
@@ -414,23 +440,27 @@ def test_the_oracle_catches_batch_clipping(tiny):
     assert _relative_error(tiny, _sum(_ClipsTheBatch, model, units), tiny.oracle(model, units, clip=1.0)) > 0.5
 
 
-def _averages_over_the_row(model, row, real=engines.row_loss):
+@pytest.fixture
+def averaged(monkeypatch):
     """The mutant: the mean over the tokens of the micro-batch, as a trainer's default loss takes it."""
-    return real(model, row) / len(row.labels)
+    real = engines._Reader.backward
+
+    def backward(self, row, tally=None):
+        return real(self, replace(row, weights=row.weights / len(row.labels)), tally)
+
+    monkeypatch.setattr(engines._Reader, "backward", backward)
 
 
 @BOTH
-def test_the_oracle_catches_a_token_mean_over_the_row(tiny, kind, monkeypatch):
+def test_the_oracle_catches_a_token_mean_over_the_row(tiny, kind, averaged):
     model, units = tiny.lora(tiny.model()), tiny.units(8)
-    monkeypatch.setattr(engines, "row_loss", _averages_over_the_row)
     assert _relative_error(tiny, _sum(kind, model, units, clip=OFF), tiny.oracle(model, units, clip=OFF)) > 0.1
 
 
-def test_the_sensitivity_check_catches_a_token_mean_over_the_row(tiny, monkeypatch):
+def test_the_sensitivity_check_catches_a_token_mean_over_the_row(tiny, averaged):
     """Each unit is clipped, and still one unit more moves all the others: together by more than the clip norm."""
     model, units = tiny.lora(tiny.model()), tiny.units(12)
     extra = Unit("x", (tiny.record(list(range(2, 60)) * 2),))
-    monkeypatch.setattr(engines, "row_loss", _averages_over_the_row)
     clip = 0.5
     moved = tiny.distance(
         _sum(Packed, model, [*units, extra], clip=clip, tokens=1000).gradient,
@@ -453,15 +483,11 @@ def test_the_oracle_catches_attention_across_records(tiny, monkeypatch):
 
 def test_the_oracle_catches_norms_of_half_the_tensors(tiny, monkeypatch):
     """Clipping by the norm of the A matrices alone."""
-    real = engines._add_clipped
+    real = tally.clip_factors
 
-    def half(total, collected, clip_norm):
-        partial = {name: value for name, value in collected.items() if "lora_A" in name}
-        squares = torch.stack([value.flatten(1).square().sum(1) for value in partial.values()]).sum(0)
-        factors = clip_factors(squares, clip_norm)
-        scaled = {name: torch.einsum("u,u...->u...", factors, value) for name, value in collected.items()}
-        return real(total, scaled, OFF)
+    def half(squares, *rest):
+        return real({name: value * ("lora_A" in name) for name, value in squares.items()}, *rest)
 
-    monkeypatch.setattr(engines, "_add_clipped", half)
+    monkeypatch.setattr(tally, "clip_factors", half)
     model = tiny.lora(tiny.model())
     assert max(tiny.norm(_sum(Packed, model, [unit], clip=0.1).gradient) for unit in tiny.units(5)) > 0.1 * 1.01
