@@ -1,6 +1,7 @@
 """The command line: each verb loads the recipe, calls the stage and shows the result. Only this module prints.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 stopped by an error or by Ctrl-C, 2 usage.
+Of the processes that torchrun or accelerate start, the first does the work; the others only help it to train.
 """
 
 import errno
@@ -42,11 +43,12 @@ class _Group(TyperGroup):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except KeyboardInterrupt:
-            typer.echo(f"stopped; the same command {ctx.meta.get(_RESUME, '')}resumes", err=True)
+            if _is_first():
+                typer.echo(f"stopped; the same command {ctx.meta.get(_RESUME, '')}resumes", err=True)
         except Exception as error:
             if os.environ.get("RETICENT_TRACEBACK") == "1" or getattr(error, "errno", None) == errno.EPIPE:
                 raise
-            typer.echo(_sentence(error), err=True)
+            typer.echo(("" if _is_first() else f"process {os.environ['RANK']}: ") + _sentence(error), err=True)
         raise typer.Exit(1)
 
 
@@ -98,6 +100,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def main(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
@@ -112,9 +115,15 @@ def main(
       reticent show runs/my           see what came out
 
     A run that was stopped goes on when the same command is given again. What is done is skipped.
+
+    \b
+    Training on several processes, one for each GPU:
+      torchrun --nproc-per-node 2 -m -- reticent run my.yaml
     """
     # Before torch is loaded: its threads wait by spinning so long that a busy machine becomes many times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not _is_first() and ctx.invoked_subcommand not in ("train", "run"):
+        raise typer.Exit
 
 
 @app.command()
@@ -279,6 +288,11 @@ def _recipe(target: Path, sets: Sequence[str]) -> Recipe:
 
 def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path | None, again: bool) -> Run:
     """Do the stages that are not done yet, in a run that no other process works in."""
+    if not _is_first():
+        from reticent.stages.train import follow
+
+        follow()
+        raise typer.Exit
     if target.is_dir() and not is_run(target):
         Run.open(target)  # Says what is wrong.
     where = folder or (target if is_run(target) else default_folder(target))
@@ -291,12 +305,25 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
         for stage in stages:
             if run.finished(stage):
                 progress.say(f"{stage}: already done in {run.folder}; --again redoes it")
+                if stage == "train" and _processes() > 1:
+                    from reticent.stages.train import dismiss
+
+                    dismiss()
                 continue
             missing = [earlier for earlier in STAGES[: STAGES.index(stage)] if not run.finished(earlier)]
             if missing:
                 raise RunError(f"{stage} needs {missing[0]} first: reticent {missing[0]} {run.folder}")
             _function(stage)(run, progress)
     return run
+
+
+def _processes() -> int:
+    """How many processes torchrun or accelerate started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first() -> bool:
+    return _processes() == 1 or os.environ["RANK"] == "0"
 
 
 def _function(stage: str) -> Callable[[Run, Progress], None]:

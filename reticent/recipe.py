@@ -150,8 +150,14 @@ class Train(Section):
     """Expected number of units in a Poisson batch: a public constant, and the divisor of each step."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW or plain SGD."""
+    optimizer: Literal["adamw", "sgd", "dp-adam"] = "adamw"
+    """AdamW, SGD, or AdamW with the noise's part of the second moment taken off (DP-AdamBC); needs noise."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """sgd only: share of the last move that is kept."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """adamw and dp-adam: decay of the mean gradient."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """adamw and dp-adam: decay of the mean squared gradient."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -162,8 +168,12 @@ class Train(Section):
     """Of a record's own tokens."""
     micro_batch_tokens: int = Field(default=2048, ge=16)
     """Tokens computed at once: memory, never the result."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again on the way back instead of keeping it: less memory, about a third more time."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between checkpoints."""
+    shard: bool = False
+    """With several processes (torchrun): split the weights over them (FSDP2), where a model does not fit into one."""
     seed: int = Field(default=0, ge=0)
     """Initial adapter weights and non-private batches. Privacy noise never depends on it."""
 
@@ -171,6 +181,12 @@ class Train(Section):
     def _warmup_fits(self) -> Self:
         if self.warmup > self.steps:
             raise ValueError(f"warmup must be <= steps ({self.steps}), got {self.warmup}")
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum needs optimizer: sgd, got {self.optimizer}; its own is beta1")
         return self
 
 
@@ -182,10 +198,22 @@ class NonPrivate(Section):
     """What a batch draws."""
 
 
-class DPSGD(Section):
-    """Differentially private SGD: clip each unit, add noise, account."""
+class ClipQuantile(Section):
+    """A clip norm that follows a quantile of the units' gradient norms, privately (Andrew et al. 2021)."""
 
-    kind: Literal["dp-sgd"] = "dp-sgd"
+    target: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the drawn units that is left unclipped."""
+    rate: float = Field(default=0.2, gt=0)
+    """How fast the clip norm moves."""
+    noise: float = Field(default=10.0, gt=0)
+    """Noise standard deviation on the number of unclipped units; part of the promise, above half the noise
+    multiplier."""
+
+
+class Private(Section):
+    """What every mechanism with a promise is told."""
+
+    kind: Literal["dp-sgd", "dp-mf"]
     unit: Literal["record", "owner"] = "owner"
     """Whose presence is hidden: one record, or everything of one owner."""
     epsilon: float | None = Field(default=None, gt=0)
@@ -196,11 +224,36 @@ class DPSGD(Section):
     """Must be below 1 / units."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest L2 norm of one unit's gradient."""
+    clip_style: Literal["flat", "per-layer", "automatic", "normalised"] = "flat"
+    """Shorten longer gradients as a whole or layer by layer, or bring all to the clip norm (almost or exactly)."""
 
     @model_validator(mode="after")
     def _one_promise(self) -> Self:
         _exactly_one(self, "epsilon", "noise_multiplier")
         return self
+
+
+class DPSGD(Private):
+    """Differentially private SGD: clip each unit, add noise, account."""
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    clip_quantile: ClipQuantile | None = None
+    """Let the clip norm follow a quantile of the norms, from clip_norm on; null keeps it."""
+
+    @model_validator(mode="after")
+    def _quantile_is_flat(self) -> Self:
+        if self.clip_quantile is not None and self.clip_style != "flat":
+            raise ValueError(f"clip_quantile needs clip_style: flat, got {self.clip_style}")
+        return self
+
+
+class DPMF(Private):
+    """The same with noise that is correlated over steps (banded matrix factorisation): less of it adds up."""
+
+    kind: Literal["dp-mf"] = "dp-mf"
+    bands: int = Field(default=8, ge=1)
+    """Steps over which noise is correlated; each step draws from one of as many groups of units. At most units /
+    batch_size."""
 
 
 class Audit(Section):
@@ -233,9 +286,18 @@ class Recipe(Section):
     data: Data
     model: Model = Model()
     train: Train = Train()
-    privacy: Annotated[NonPrivate | DPSGD, Field(discriminator="kind")]
+    privacy: Annotated[NonPrivate | DPSGD | DPMF, Field(discriminator="kind")]
     audit: Audit = Audit()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _dp_adam_has_noise(self) -> Self:
+        if self.train.optimizer == "dp-adam" and not isinstance(self.privacy, Private):
+            raise ValueError(
+                "train.optimizer: dp-adam takes noise off, and privacy: {kind: none} has none; say train.optimizer: "
+                "adamw"
+            )
+        return self
 
 
 def _exactly_one(section: Section, first: str, second: str) -> None:
@@ -487,7 +549,7 @@ def _sentence(key: str, errors: list[ErrorDetails], values: dict[str, Any]) -> s
         case "union_tag_invalid":
             return f"{key}.kind must be one of {context['expected_tags']}, got {context['tag']!r}"
         case "value_error":
-            return f"{key}: {context['error']}"
+            return f"{key}: {context['error']}" if key else str(context["error"])
     bounds = [error["msg"].removeprefix("Input should be ") for error in errors]
     return f"{key} must be {' or '.join(_PLAIN.get(bound, bound) for bound in bounds)}, got {errors[0]['input']!r}"
 
@@ -500,7 +562,7 @@ def _unknown(key: str, values: dict[str, Any]) -> str:
     valid = [f"{name}.{other}" if name else other for other in section.model_fields]
     others = [str(other) for other, member in members.items() if last in member.model_fields]
     if others:
-        meant = f"; {kind!r} has no such key, {' and '.join(others)} has."
+        meant = f"; {kind!r} has no such key, {' and '.join(others)} {'has' if len(others) == 1 else 'have'}."
     else:
         elsewhere = [other for other in flatten(PRESETS["clinic"][1].model_dump()) if other.endswith(f".{last}")]
         near = difflib.get_close_matches(key, valid, n=1) or elsewhere

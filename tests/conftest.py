@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -51,6 +52,11 @@ FAMILIES: dict[str, Any] = {
     "neox": lambda: GPTNeoXConfig(**_SIZES),
     "mistral": lambda: MistralConfig(**_GROUPED, sliding_window=5),
     "gemma": lambda: GemmaConfig(**_GROUPED),
+    "gpt2": lambda: GPT2Config(
+        **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": VOCABULARY},
+        **{"bos_token_id": 0, "eos_token_id": 1, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    ),
+    "llama-biases": lambda: LlamaConfig(**_GROUPED, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
 }
 
 
@@ -73,6 +79,7 @@ def with_lora(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> Any:
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft mends it itself
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
         with torch.no_grad():
@@ -182,12 +189,16 @@ def settings() -> Callable[..., Any]:
         values = {
             "learning_rate": 0.01,
             "optimizer": "adamw",
+            "momentum": 0.0,
+            "beta1": 0.9,
+            "beta2": 0.999,
             "weight_decay": 0.0,
             "schedule": "constant",
             "warmup": 0,
             "loss": "mean",
             "micro_batch_tokens": 64,
             "checkpoint_every": 2,
+            "shard": False,
             "seed": 0,
         }
         return Settings(**{**values, **changes})

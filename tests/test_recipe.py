@@ -4,7 +4,7 @@ import pytest
 
 from reticent import recipe
 from reticent.errors import RecipeError
-from reticent.recipe import DPSGD, PRESETS, Data, FullFineTuning, Lora, NonPrivate, Recipe, Source
+from reticent.recipe import DPMF, DPSGD, PRESETS, ClipQuantile, Data, FullFineTuning, Lora, NonPrivate, Recipe, Source
 
 BASE = "data: {source: bundled/clinic}\nprivacy: {kind: dp-sgd, epsilon: 8}\n"
 FILE = "data: {source: {path: notes.jsonl, text: note}}\nprivacy: {kind: none}\n"
@@ -40,7 +40,9 @@ def test_unknown_key_is_found_in_another_section(load):
 
 
 def test_unknown_key_of_another_kind_says_which_kind_has_it(load):
-    with pytest.raises(RecipeError, match=r"unknown key privacy.epsilon; 'none' has no such key, dp-sgd has"):
+    with pytest.raises(
+        RecipeError, match=r"unknown key privacy.epsilon; 'none' has no such key, dp-sgd and dp-mf have"
+    ):
         load(FILE, "privacy.epsilon=3")
 
 
@@ -51,16 +53,27 @@ def test_unknown_key_of_another_kind_says_which_kind_has_it(load):
         (["train.steps='10'"], "train.steps must be a whole number, got '10'"),
         (["train.steps=true"], "train.steps must be a whole number, got True"),
         (["train.learning_rate=.inf"], "train.learning_rate must be a finite number, got inf"),
-        (["train.optimizer=adam"], "train.optimizer must be 'adamw' or 'sgd', got 'adam'"),
+        (["train.optimizer=adam"], "train.optimizer must be 'adamw', 'sgd' or 'dp-adam', got 'adam'"),
         (["train=4"], "train must be a mapping of keys, got 4"),
         (["train.warmup=400"], r"train: warmup must be <= steps \(300\), got 400"),
         (["data.held_out=1"], "data.held_out must be less than 1, got 1"),
         (["data.source=clinic"], "data.source must be 'bundled/clinic', got 'clinic'"),
         (["model.adapter.targets=5"], "model.adapter.targets must be a list or 'all-linear', got 5"),
         (["model.adapter.kind=foo"], "model.adapter.kind must be one of 'lora', 'full', got 'foo'"),
-        (["privacy={epsilon: 8}"], "privacy.kind is missing; it must be one of 'none', 'dp-sgd'"),
+        (["privacy={epsilon: 8}"], "privacy.kind is missing; it must be one of 'none', 'dp-sgd', 'dp-mf'"),
         (["privacy.noise_multiplier=1"], "privacy: exactly one of epsilon and noise_multiplier is needed, got both"),
         (["privacy.epsilon=null"], "privacy: exactly one of epsilon and noise_multiplier is needed, got neither"),
+        (
+            ["privacy.clip_style=automatic", "privacy.clip_quantile={target: 0.3}"],
+            "privacy: clip_quantile needs clip_style: flat, got automatic",
+        ),
+        (["privacy={kind: dp-mf, epsilon: 1, bands: 0}"], "privacy.bands must be greater than or equal to 1, got 0"),
+        (
+            ["privacy={kind: dp-mf, epsilon: 1, clip_quantile: {}}"],
+            "privacy.clip_quantile; 'dp-mf' has no such key, dp-sgd has",
+        ),
+        (["train.momentum=0.5"], "train: momentum needs optimizer: sgd, got adamw"),
+        (["train.optimizer=dp-adam", "privacy={kind: none}"], "^train.optimizer: dp-adam takes noise off"),
         (["privacy.delta=1"], "privacy.delta must be less than 1, got 1"),
         (["data.source={text: a}"], "data.source: exactly one of path and hub is needed, got neither"),
         (["data.source={path: a.csv, hub: b, text: c}"], "exactly one of path and hub is needed, got both"),
@@ -129,6 +142,12 @@ def test_override_of_a_kind_replaces_the_section_in_any_order(load):
     assert load(BASE, "privacy.unit=record", "privacy.kind=none").privacy == NonPrivate(unit="record")
     assert load(BASE, "model.adapter.kind=full").model.adapter == FullFineTuning()
     assert load(BASE, "privacy.kind=dp-sgd").privacy == DPSGD(epsilon=8)
+
+
+def test_every_mechanism_can_be_asked_for(load):
+    assert load(BASE, "privacy={kind: dp-mf, epsilon: 2, bands: 4}").privacy == DPMF(epsilon=2, bands=4)
+    asked = load(BASE, "privacy.clip_quantile={target: 0.3}").privacy
+    assert asked == DPSGD(epsilon=8, clip_quantile=ClipQuantile(target=0.3))
 
 
 def test_override_goes_on_top_of_defaults(load):

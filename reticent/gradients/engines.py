@@ -11,6 +11,7 @@ exact is refused by `engine_for`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -117,6 +118,7 @@ class _Reader:
             if self._head is None:
                 out = (cross_entropy(out[0].float(), labels, reduction="none") * weights).sum()
             out.sum().backward()
+        self._step.tally = None  # it holds what the row leaves behind
         return float(out.detach())
 
     def take(self) -> Sums:
@@ -261,10 +263,9 @@ def engine_for(
 def _agree_on(model: PreTrainedModel, packed: Packed, one_by_one: OneByOne) -> bool:
     """Whether the two engines find the same, parameter by parameter, on units scaled to norm 1."""
     close = 1e-3 if model.dtype == torch.float32 else 0.2  # a wrong rule is off by more than low precision
-    clipping, training = packed.clipping, model.training
+    clipping = packed.clipping
     found = []
-    model.eval()  # dropout would draw different masks
-    try:
+    with _evaluating(model):  # dropout would draw different masks
         for engine in (packed, one_by_one):
             engine.clipping = Clipping(1.0, "normalised")
             try:
@@ -273,13 +274,23 @@ def _agree_on(model: PreTrainedModel, packed: Packed, one_by_one: OneByOne) -> b
                 return False
             finally:
                 engine.clipping = clipping
-    finally:
-        model.train(training)
     size = torch.stack([value.square().sum() for value in found[1].values()]).sum().sqrt()
     return all(
         bool((found[0][name] - value).norm() <= close * (value.norm() + 1e-3 * size))
         for name, value in found[1].items()
     )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block, the model is in evaluation mode; each of its modules returns to its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _trial(model: PreTrainedModel) -> list[Unit]:
@@ -294,14 +305,11 @@ def _ends_in(model: PreTrainedModel, head: nn.Linear) -> bool:
     """Whether the model's scores are what its head returns, unchanged."""
     seen: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    training = model.training
-    model.eval()
     try:
         (row,), *_ = pack(_trial(model), max_tokens=100, loss="sum")
-        with torch.no_grad(), segments(causal(row.records)):
+        with _evaluating(model), torch.no_grad(), segments(causal(row.records)):
             ids, positions = row.ids.to(model.device), row.positions.to(model.device)
             scores = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     finally:
         hook.remove()
-        model.train(training)
     return len(seen) == 1 and torch.equal(seen[0], scores)

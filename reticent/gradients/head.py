@@ -39,7 +39,12 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, count, _CHUNK):
             part = slice(start, start + _CHUNK)
             at = torch.arange(len(labels[part]), device=h.device)
-            logits = linear(h[part], weight, bias).float()
+            if trained and h.dtype == torch.float32:  # formed where it will be kept
+                logits = torch.mm(h[part], weight.t(), out=scores[part])
+                if bias is not None:
+                    logits.add_(bias)
+            else:
+                logits = linear(h[part], weight, bias).float()
             lse = logits.logsumexp(1, keepdim=True)
             losses[part] = lse[:, 0] - logits[at, labels[part]]
             logits.sub_(lse).exp_()
@@ -47,7 +52,7 @@ class HeadLoss(torch.autograd.Function):
             logits.mul_(weights[part, None])
             low = logits.to(h.dtype)
             dh[part] = low @ weight
-            if trained:
+            if trained and low is not logits:
                 scores[part] = low
         ctx.save_for_backward(h, dh, scores)
         ctx.about = names, tally

@@ -5,7 +5,7 @@ the unit gradients to a `Tally`. What no rule covers is named by `coverage`; `On
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -56,7 +56,7 @@ class Step:
 
 def coverage(model: nn.Module) -> Coverage:
     """Which rules make the unit gradients of ``model`` exact, and what they leave out."""
-    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
     rules: list[Rule] = []
     missing: list[str] = []
     inside_lora: set[nn.Module] = set()
@@ -134,7 +134,7 @@ def _forward(layer: nn.Module, own: dict[str, str]) -> Callable[..., torch.Tenso
     return None
 
 
-def _lora_rule(layer: nn.Module, names: dict[nn.Parameter, str]) -> Rule | None:
+def _lora_rule(layer: nn.Module, names: Mapping[torch.Tensor, str]) -> Rule | None:
     """The rule of a LoRA layer that computes exactly what `_Lora` does."""
     if type(layer) is not LoraLinear or len(layer.active_adapters) != 1:
         return None
@@ -180,7 +180,7 @@ def _lora(layer: LoraLinear, names: dict[str, str], step: Step, x: torch.Tensor)
 
 def _embedding(layer: nn.Embedding, names: dict[str, str], step: Step, ids: torch.Tensor) -> torch.Tensor:
     if step.tally is None:
-        return cast(torch.Tensor, type(layer).forward(layer, ids))
+        return type(layer).forward(layer, ids)
     y = _apply(_Embedding, ids, layer.weight, layer.padding_idx, names["weight"], step.tally)
     scale = getattr(layer, "embed_scale", None)  # as Gemma's embeddings have
     return y if scale is None else y * scale.to(y.dtype)
@@ -201,7 +201,7 @@ def _scale(layer: nn.Module, names: dict[str, str], step: Step, x: torch.Tensor)
 
 def _layer_norm(layer: nn.LayerNorm, names: dict[str, str], step: Step, x: torch.Tensor) -> torch.Tensor:
     if step.tally is None:
-        return cast(torch.Tensor, nn.LayerNorm.forward(layer, x))
+        return nn.LayerNorm.forward(layer, x)
     y = nn.functional.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
     for key, join in (("weight", torch.mul), ("bias", torch.add)):
         value = getattr(layer, key)

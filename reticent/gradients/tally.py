@@ -95,6 +95,7 @@ class Tally:
 
     def product(self, name: str, a: torch.Tensor, b: torch.Tensor) -> None:
         """Adds the unit gradients a_u^T b_u. ``a``: (tokens, rows of the matrix), ``b``: (tokens, its columns)."""
+        a, b = a.detach(), b.detach()  # else the graph would hold the tally that holds the graph
         ends = self.ends(len(a))
         first = len(ends) if name in self._whole else _first_short(ends, a.shape[1], b.shape[1])
         if first:
@@ -154,7 +155,9 @@ class Tally:
             if not finite.all():
                 good = finite[unit]
                 a, b, unit = a[good], b[good], unit[good]
-            total[name].addmm_((a * factors[name][unit, None]).t(), b)
+            weights = factors[name][unit, None]
+            a, b = (a * weights, b) if a.shape[1] < b.shape[1] else (a, b * weights)
+            total[name].addmm_(a.t(), b)
         for name, rows in self._rows.items():
             good = finite[rows.units]
             weights = factors[name][rows.units[good], None]

@@ -29,6 +29,7 @@ def add_lora(
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in an outdated way
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft mends it itself
         torch.manual_seed(seed)
         try:
             wrapped = get_peft_model(model, config)
@@ -46,6 +47,13 @@ def train_everything(model: PreTrainedModel) -> PreTrainedModel:
     model.float()
     model.requires_grad_(True)
     return model
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: layers are computed again on the way back instead of kept, for less memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the method got another name between versions
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def save(model: PreTrainedModel | PeftModel, folder: Path, *, base: str) -> None:

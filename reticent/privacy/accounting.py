@@ -65,7 +65,7 @@ def spent(releases: Iterable[tuple[Release, int]], delta: float, *, grid: float 
     )
     with _quiet():
         for release, times in releases:
-            for accountant in (pld, rdp):
+            for accountant in (pld, rdp) if times else ():
                 accountant.compose(_event(release), times)
     result = Spent(float(pld.get_epsilon(delta)), float(rdp.get_epsilon(delta)))
     if not 0 <= result.epsilon <= 1.01 * result.epsilon_rdp + 0.01 < float("inf"):

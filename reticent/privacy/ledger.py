@@ -5,14 +5,14 @@ A ledger is a file of JSON lines: first the plan, then one line a release. Lines
 
 import json
 import os
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from reticent.errors import PrivacyError
-from reticent.privacy.accounting import COARSE, RELATION, Release, spent
-from reticent.privacy.plan import DPSGDPlan
+from reticent.privacy.accounting import COARSE, RELATION, spent
+from reticent.privacy.plan import PrivatePlan, from_dict, to_dict
 
 LIMITS = (
     "The promise covers the trained weights and all that is computed from them alone. It does not cover this report: "
@@ -30,7 +30,10 @@ LIMITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    """What was spent: (epsilon, delta)-differential privacy for one ``unit`` under ``relation``."""
+    """What was spent: (epsilon, delta)-differential privacy for one ``unit`` under ``relation``.
+
+    ``clip_norm``: of the first step, where it follows a quantile.
+    """
 
     epsilon: float
     delta: float
@@ -57,53 +60,59 @@ class Ledger:
     A line that was cut off in the middle counts as a release: it may have happened.
     """
 
-    def __init__(self, path: Path, plan: DPSGDPlan, releases: list[Release]) -> None:
+    def __init__(self, path: Path, plan: PrivatePlan, releases: int) -> None:
         self._path, self.plan, self._releases = path, plan, releases
 
     @classmethod
-    def create(cls, path: Path, plan: DPSGDPlan) -> "Ledger":
+    def create(cls, path: Path, plan: PrivatePlan) -> "Ledger":
         """A new ledger; refuses to replace one that exists."""
         new = path.with_name(path.name + ".new")  # linked into its place once whole: never a ledger without a plan
         try:
             with open(new, "wb") as file:
-                file.write(json.dumps({"plan": asdict(plan), "relation": RELATION}).encode() + b"\n")
+                file.write(json.dumps({"plan": to_dict(plan), "relation": RELATION}).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.link(new, path)
         finally:
             new.unlink(missing_ok=True)
-        return cls(path, plan, [])
+        return cls(path, plan, 0)
 
     @classmethod
     def open(cls, path: Path) -> "Ledger":
         """Reads a ledger back.
 
         Raises:
-            PrivacyError: the file is not a ledger.
+            PrivacyError: the file is not a ledger, or a line records another release than the plan makes.
         """
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
-            plan = DPSGDPlan(**json.loads(lines[0])["plan"])
-        except (IndexError, KeyError, TypeError, ValueError):
+            plan = from_dict(json.loads(lines[0])["plan"])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise PrivacyError(f"{path.name} is not a readable ledger, so nothing can be said about privacy") from None
-        return cls(path, plan, [_release(line, plan) for line in lines[1:]])
+        for number, line in enumerate(lines[1:], start=2):
+            if not _fits(line, plan):
+                raise PrivacyError(
+                    f"{path.name}, line {number}: the release recorded there is not one of the ledger's own plan, so "
+                    "nothing can be said about privacy"
+                )
+        return cls(path, plan, len(lines) - 1)
 
-    def record(self) -> None:
-        """Records one release of the plan; returns once it is on disk."""
-        release = self.plan.release
-        _append(self._path, json.dumps({"release": len(self._releases) + 1, **release._asdict()}))
-        self._releases.append(release)
+    def record(self, entry: Mapping[str, float]) -> None:
+        """Records one release of the plan, with what the mechanism says about it; returns once it is on disk."""
+        assert all(entry[key] == value for key, value in self.plan.release._asdict().items()), entry
+        _append(self._path, json.dumps({"release": self._releases + 1, **entry}))
+        self._releases += 1
 
     def __len__(self) -> int:
-        return len(self._releases)
+        return self._releases
 
     def epsilon(self) -> float:
         """What has been spent so far, on a coarse grid: quickly computed, and never below `guarantee`."""
-        return spent(Counter(self._releases).items(), self.plan.delta, grid=COARSE).epsilon
+        return spent(self.plan.spent_events(self._releases), self.plan.delta, grid=COARSE).epsilon
 
     def guarantee(self) -> Guarantee:
         """What all recorded releases together spent."""
-        total = spent(Counter(self._releases).items(), self.plan.delta)
+        total = spent(self.plan.spent_events(self._releases), self.plan.delta)
         return Guarantee(
             epsilon=total.epsilon,
             delta=self.plan.delta,
@@ -111,21 +120,22 @@ class Ledger:
             relation=RELATION,
             epsilon_rdp=total.epsilon_rdp,
             accountant="PLD (dp-accounting), RDP as cross-check",
-            mechanism="DP-SGD: Poisson sampling, flat clipping, Gaussian noise",
+            mechanism=self.plan.mechanism,
             noise_multiplier=self.plan.noise_multiplier,
             sampling_prob=self.plan.sampling_prob,
             clip_norm=self.plan.clip_norm,
-            steps=len(self._releases),
+            steps=self._releases,
             units=self.plan.units,
         )
 
 
-def _release(line: str, plan: DPSGDPlan) -> Release:
+def _fits(line: str, plan: PrivatePlan) -> bool:
+    """Whether a line records a release of ``plan``; a torn one does."""
     try:
         values = json.loads(line)
-        return Release(values["sampling_prob"], values["noise_multiplier"])
-    except (KeyError, TypeError, ValueError):
-        return plan.release
+    except ValueError:
+        return True
+    return isinstance(values, dict) and plan.release._asdict().items() <= values.items()
 
 
 def _append(path: Path, line: str) -> None:

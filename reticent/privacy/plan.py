@@ -1,9 +1,12 @@
-"""Everything that must agree for a promise to hold, made together: sampler, clip norm, noise, divisor, accountant."""
+"""Everything that must agree for a promise to hold, made together: sampler, clipping, noise, divisor, accountant."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from reticent.errors import PrivacyError
 from reticent.privacy.accounting import Release, calibrate
+from reticent.privacy.clipping import Clipping, Quantile, Style
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +28,22 @@ class NonPrivatePlan:
 class DPSGDPlan:
     """DP-SGD with Poisson sampling (Abadi et al. 2016).
 
-    Each of ``steps`` steps draws every unit with ``sampling_prob``, clips its gradient to ``clip_norm``, adds Gaussian
-    noise of ``noise_multiplier * clip_norm`` once to the sum and divides by ``batch_size``, a public constant.
-    ``units``, the number of units, is treated as public.
+    Each of ``steps`` steps draws every unit with ``sampling_prob``, bounds its gradient by ``clip_norm`` in
+    ``clip_style``, adds Gaussian noise of ``noise_multiplier * clip_norm`` once to the sum and divides by
+    ``batch_size``, a public constant. With a ``quantile`` the clip norm only begins at ``clip_norm``, and
+    ``noise_multiplier`` is that of the sum and the count of a step together. ``units``, the number of units, is treated
+    as public.
     """
 
+    kind: ClassVar[str] = "dp-sgd"
     unit: str
     units: int
     batch_size: int
     steps: int
     delta: float
     clip_norm: float
+    clip_style: Style
+    quantile: Quantile | None
     noise_multiplier: float
     epsilon: float | None
 
@@ -45,12 +53,104 @@ class DPSGDPlan:
         return self.batch_size / self.units
 
     @property
+    def clipping(self) -> Clipping:
+        """What bounds a unit in the first step."""
+        return Clipping(self.clip_norm, self.clip_style)
+
+    @property
+    def sum_noise(self) -> float:
+        """Noise of the gradient sum alone, as a multiple of the clip norm in force."""
+        return self.noise_multiplier if self.quantile is None else self.quantile.sum_noise(self.noise_multiplier)
+
+    @property
     def release(self) -> Release:
         """What one step releases."""
         return Release(self.sampling_prob, self.noise_multiplier)
 
+    def spent_events(self, steps: int) -> list[tuple[Release, int]]:
+        """What ``steps`` steps cost one unit: (release, times)."""
+        return [(self.release, steps)]
 
-Plan = NonPrivatePlan | DPSGDPlan
+    @property
+    def mechanism(self) -> str:
+        """In words, for the guarantee."""
+        followed = "" if self.quantile is None else f" at the {self.quantile.target:g} quantile, privately tracked"
+        return f"DP-SGD: Poisson sampling, {self.clip_style} clipping{followed}, Gaussian noise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandedPlan:
+    """DP-SGD with noise that is correlated over ``bands`` steps (Choquette-Choo et al. 2023, banded factorisation).
+
+    The units form ``bands`` groups; each step draws from one group in turn. Step t releases x_t + (C^-1 z)_t, where C
+    is lower-triangular with ``bands`` bands and columns of norm at most 1 and z is Gaussian noise of
+    ``noise_multiplier * clip_norm``. A unit takes part in every ``bands``-th step at most, and columns of C that far
+    apart do not overlap, so each part it takes costs one subsampled Gaussian of ``noise_multiplier`` (theorem 4 there).
+    """
+
+    kind: ClassVar[str] = "dp-mf"
+    unit: str
+    units: int
+    batch_size: int
+    steps: int
+    delta: float
+    clip_norm: float
+    clip_style: Style
+    bands: int
+    noise_multiplier: float
+    epsilon: float | None
+
+    @property
+    def sampling_prob(self) -> float:
+        """Chance of a unit to be in the batch of a step of its group."""
+        return self.bands * self.batch_size / self.units
+
+    @property
+    def clipping(self) -> Clipping:
+        """What bounds a unit."""
+        return Clipping(self.clip_norm, self.clip_style)
+
+    @property
+    def release(self) -> Release:
+        """What one step releases about the units of its group."""
+        return Release(self.sampling_prob, self.noise_multiplier)
+
+    def spent_events(self, steps: int) -> list[tuple[Release, int]]:
+        """What ``steps`` steps cost one unit: (release, times)."""
+        return [(self.release, math.ceil(steps / self.bands))]
+
+    @property
+    def mechanism(self) -> str:
+        """In words, for the guarantee."""
+        return (
+            f"DP-MF: cyclic Poisson sampling of {self.bands} groups, {self.clip_style} clipping, Gaussian noise "
+            f"correlated over {self.bands} steps"
+        )
+
+
+PrivatePlan = DPSGDPlan | BandedPlan
+Plan = NonPrivatePlan | PrivatePlan
+
+
+def to_dict(plan: PrivatePlan) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {"kind": plan.kind, **asdict(plan)}
+
+
+def from_dict(values: dict[str, Any]) -> PrivatePlan:
+    """The inverse of `to_dict`.
+
+    Raises:
+        KeyError, TypeError: the values are not those of a plan.
+    """
+    values = dict(values)
+    kind = values.pop("kind")
+    if kind == BandedPlan.kind:
+        return BandedPlan(**values)
+    if kind != DPSGDPlan.kind:
+        raise KeyError(kind)
+    quantile = values.pop("quantile")
+    return DPSGDPlan(quantile=None if quantile is None else Quantile(**quantile), **values)
 
 
 def _check_batch(batch_size: int, units: int, unit: str) -> None:
@@ -59,6 +159,24 @@ def _check_batch(batch_size: int, units: int, unit: str) -> None:
             f"train.batch_size must be at most the number of units, {units} ({unit}s to train on), got {batch_size}. "
             "Lower train.batch_size or bring more data."
         )
+
+
+def _check_delta(delta: float, units: int, unit: str) -> None:
+    if delta >= 1 / units:
+        raise PrivacyError(
+            f"privacy.delta must be below 1 / units = {1 / units:.3g} ({units} {unit}s to train on), got {delta:g}: at "
+            "that delta, giving away one whole record would still count as private. Lower privacy.delta."
+        )
+
+
+def _noise(
+    epsilon: float | None, noise_multiplier: float | None, *, delta: float, sampling_prob: float, steps: int
+) -> float:
+    if epsilon is not None and noise_multiplier is None:
+        return calibrate(epsilon=epsilon, delta=delta, sampling_prob=sampling_prob, steps=steps)
+    if epsilon is None and noise_multiplier is not None:
+        return noise_multiplier
+    raise PrivacyError("give exactly one of epsilon and noise_multiplier")
 
 
 def nonprivate_plan(*, unit: str, units: int, batch_size: int, steps: int) -> NonPrivatePlan:
@@ -75,6 +193,8 @@ def dpsgd_plan(
     steps: int,
     delta: float,
     clip_norm: float,
+    clip_style: Style = "flat",
+    quantile: Quantile | None = None,
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
 ) -> DPSGDPlan:
@@ -83,17 +203,17 @@ def dpsgd_plan(
     Raises:
         PrivacyError: the promise means nothing (delta) or cannot be kept.
     """
-    if (epsilon is None) == (noise_multiplier is None):
-        raise PrivacyError("give exactly one of epsilon and noise_multiplier")
     _check_batch(batch_size, units, unit)
-    if delta >= 1 / units:
+    _check_delta(delta, units, unit)
+    if quantile is not None and clip_style != "flat":
+        raise PrivacyError(f"privacy.clip_quantile needs clip_style: flat, got {clip_style}. Set one of them back.")
+    z = _noise(epsilon, noise_multiplier, delta=delta, sampling_prob=batch_size / units, steps=steps)
+    if quantile is not None and quantile.noise <= z / 2:
         raise PrivacyError(
-            f"privacy.delta must be below 1 / units = {1 / units:.3g} ({units} {unit}s to train on), got {delta:g}: at "
-            "that delta, giving away one whole record would still count as private. Lower privacy.delta."
+            f"privacy.clip_quantile.noise must be above half the noise multiplier, {z / 2:.4g}, got "
+            f"{quantile.noise:g}: the count alone would cost more than the whole step may. Raise it (a twentieth of "
+            "the batch size and 2 noise multipliers or more are usual)."
         )
-    if noise_multiplier is None:
-        assert epsilon is not None
-        noise_multiplier = calibrate(epsilon=epsilon, delta=delta, sampling_prob=batch_size / units, steps=steps)
     return DPSGDPlan(
         unit=unit,
         units=units,
@@ -101,6 +221,49 @@ def dpsgd_plan(
         steps=steps,
         delta=delta,
         clip_norm=clip_norm,
-        noise_multiplier=noise_multiplier,
+        clip_style=clip_style,
+        quantile=quantile,
+        noise_multiplier=z,
+        epsilon=epsilon,
+    )
+
+
+def banded_plan(
+    *,
+    unit: str,
+    units: int,
+    batch_size: int,
+    steps: int,
+    delta: float,
+    clip_norm: float,
+    bands: int,
+    clip_style: Style = "flat",
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+) -> BandedPlan:
+    """A plan from a promise (``epsilon``) or from ``noise_multiplier``; exactly one of them.
+
+    Raises:
+        PrivacyError: the promise means nothing (delta) or cannot be kept, or a group is smaller than a batch.
+    """
+    _check_batch(batch_size, units, unit)
+    _check_delta(delta, units, unit)
+    if bands * batch_size > units:
+        raise PrivacyError(
+            f"privacy.bands * train.batch_size must be at most the number of units, {units} ({unit}s to train on), got "
+            f"{bands} * {batch_size} = {bands * batch_size}: each step draws from one of {bands} groups. Lower "
+            f"privacy.bands to {units // batch_size} or less, or lower train.batch_size."
+        )
+    times, prob = math.ceil(steps / bands), bands * batch_size / units
+    return BandedPlan(
+        unit=unit,
+        units=units,
+        batch_size=batch_size,
+        steps=steps,
+        delta=delta,
+        clip_norm=clip_norm,
+        clip_style=clip_style,
+        bands=bands,
+        noise_multiplier=_noise(epsilon, noise_multiplier, delta=delta, sampling_prob=prob, steps=times),
         epsilon=epsilon,
     )

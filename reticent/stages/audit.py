@@ -10,7 +10,7 @@ from reticent.data import canary
 from reticent.data.canary import Canary
 from reticent.measurement import Measurement
 from reticent.progress import Progress
-from reticent.recipe import DPSGD
+from reticent.recipe import Private
 from reticent.run import Run
 from reticent.stages.inputs import AnyModel, all_models, encode_answer, open_model
 from reticent.tokens import Tokens
@@ -120,7 +120,7 @@ def _membership(
     method = "loss difference to the base model; for that model itself, loss"
     privacy = run.recipe.privacy
     claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" else None
-    delta = privacy.delta if isinstance(privacy, DPSGD) else 0.0
+    delta = privacy.delta if isinstance(privacy, Private) else 0.0
     found = membership(scores, planted, delta=delta, claim=claim)
     about = partial(Measurement, model=name, n=len(members), counted="candidates")
     measurements = [

@@ -4,7 +4,7 @@ from typing import Any
 
 from reticent.data import canary
 from reticent.data.split import split
-from reticent.privacy.plan import DPSGDPlan
+from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, PrivatePlan
 from reticent.recipe import Recipe
 from reticent.stages.inputs import plan_for, trained_models
 from reticent.stages.prepare import canaries_of, read, units_of
@@ -25,16 +25,23 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
     for name in trained_models(recipe):
         plan = plan_for(recipe, name, count)
         rows.append((f"{name}: steps", f"{plan.steps} of {plan.batch_size} expected {plan.unit}s"))
-        rows.append((f"{name}: sampling", f"Poisson, {plan.sampling_prob:.4g} a step"))
-        rows += _promise(plan) if isinstance(plan, DPSGDPlan) else [(f"{name}: promise", "none")]
+        rows.append((f"{name}: sampling", _sampling(plan)))
+        rows += [(f"{name}: promise", "none")] if isinstance(plan, NonPrivatePlan) else _promise(plan)
     return rows + _model(recipe)
 
 
-def _promise(plan: DPSGDPlan) -> list[tuple[str, str]]:
+def _sampling(plan: Plan) -> str:
+    if isinstance(plan, BandedPlan):
+        return f"Poisson, {plan.sampling_prob:.4g} a step of one of {plan.bands} groups in turn"
+    return f"Poisson, {plan.sampling_prob:.4g} a step"
+
+
+def _promise(plan: PrivatePlan) -> list[tuple[str, str]]:
     from reticent.privacy.accounting import RELATION, spent
 
-    total = spent([(plan.release, plan.steps)], plan.delta)
+    total = spent(plan.spent_events(plan.steps), plan.delta)
     return [
+        ("private: mechanism", plan.mechanism),
         ("private: clip norm", f"{plan.clip_norm:g}"),
         ("private: noise multiplier", f"{plan.noise_multiplier:.4g}"),
         (
@@ -76,7 +83,7 @@ def _memory(recipe: Recipe, model: Any, trainable: int, weight_bytes: int) -> fl
     weights: int = sum(p.numel() for p in model.parameters()) * weight_bytes
     activations: int = tokens * config.num_hidden_layers * config.hidden_size * 40 * weight_bytes
     logits: float = 3 * tokens / 2 * config.vocab_size * 4
-    unit_gradients = trainable * 4 * (tokens / 32 if recipe.privacy.kind == "dp-sgd" else 0)
+    unit_gradients = trainable * 4 * (tokens / 32 if recipe.privacy.kind != "none" else 0)
     if recipe.model.adapter.kind == "full":
         unit_gradients = trainable * 4
     return 0.6 * 2**30 + weights + 24 * trainable + activations + logits + unit_gradients

@@ -4,12 +4,13 @@ import random
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from reticent.data.encode import Encoded, encode, encode_records
 from reticent.data.record import Record
-from reticent.privacy.plan import Plan, dpsgd_plan, nonprivate_plan
-from reticent.recipe import DPSGD, Recipe
+from reticent.privacy.clipping import Quantile
+from reticent.privacy.plan import Plan, banded_plan, dpsgd_plan, nonprivate_plan
+from reticent.recipe import DPMF, DPSGD, Private, Recipe
 from reticent.run import ModelName, Run
 from reticent.tokens import Tokens
 
@@ -23,7 +24,7 @@ AnyModel = Literal["base", "twin", "private"]
 
 def trained_models(recipe: Recipe) -> list[ModelName]:
     """The models that the recipe trains, in order."""
-    if not isinstance(recipe.privacy, DPSGD):
+    if not isinstance(recipe.privacy, Private):
         return ["twin"]
     return ["twin", "private"] if recipe.audit.twin else ["private"]
 
@@ -39,21 +40,22 @@ def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
 
     Kept, because calibrating the noise takes seconds.
     """
-    unit, batch_size, steps = recipe.privacy.unit, recipe.train.batch_size, recipe.train.steps
-    if name == "private":
-        privacy = recipe.privacy
-        assert isinstance(privacy, DPSGD)
-        return dpsgd_plan(
-            unit=unit,
-            units=units,
-            batch_size=batch_size,
-            steps=steps,
-            delta=privacy.delta,
-            clip_norm=privacy.clip_norm,
-            epsilon=privacy.epsilon,
-            noise_multiplier=privacy.noise_multiplier,
-        )
-    return nonprivate_plan(unit=unit, units=units, batch_size=batch_size, steps=steps)
+    privacy, train = recipe.privacy, recipe.train
+    asked: dict[str, Any] = {
+        "unit": privacy.unit,
+        "units": units,
+        "batch_size": train.batch_size,
+        "steps": train.steps,
+    }
+    if name == "twin":
+        return nonprivate_plan(**asked)
+    assert isinstance(privacy, Private)
+    asked |= privacy.model_dump(include={"delta", "clip_norm", "clip_style", "epsilon", "noise_multiplier"})
+    if isinstance(privacy, DPMF):
+        return banded_plan(**asked, bands=privacy.bands)
+    assert isinstance(privacy, DPSGD)
+    follow = privacy.clip_quantile
+    return dpsgd_plan(**asked, quantile=None if follow is None else Quantile(**follow.model_dump()))
 
 
 def public_name(base: str) -> str:

@@ -1,11 +1,12 @@
 """Train the model, and its twin without privacy."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reticent.errors import RunError
-from reticent.progress import Progress
-from reticent.recipe import DPSGD, Lora, Recipe
+from reticent.privacy.plan import Plan
+from reticent.progress import SILENT, Progress
+from reticent.recipe import Lora, Private, Recipe
 from reticent.run import ModelName, Run
 from reticent.stages.inputs import encode_all, plan_for, public_name, trained_models
 
@@ -13,14 +14,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from reticent.gradients.rows import Unit
+    from reticent.training.distributed import Team
+    from reticent.training.loop import Files
+
+
+class _Job(NamedTuple):
+    """What all processes of a training must know."""
+
+    recipe: Recipe
+    units: "list[Unit]"
+    plan: Plan
 
 
 def train(run: Run, progress: Progress) -> None:
-    """Writes the trained models, their logs and the ledger of the private one."""
+    """Writes the trained models, their logs and the ledger of the private one.
+
+    With torchrun or accelerate this is the first process; the others are in `follow`.
+    """
+    from reticent.training.distributed import joined
+
     facts: dict[str, Any] = {"models": {}}
     try:
-        for name in trained_models(run.recipe):
-            facts["models"][name] = _train_one(run, name, progress)
+        with joined() as team:
+            for name in trained_models(run.recipe):
+                facts["models"][name] = _train_one(run, name, progress, team)
+            team.tell(lambda: None)
     except OSError as error:  # ledger and log are appended to as training goes
         raise RunError(
             f"cannot write to {run.folder}: {error.strerror}. Free some space or mend its permissions; the same "
@@ -31,8 +49,29 @@ def train(run: Run, progress: Progress) -> None:
     run.finish("train", facts)
 
 
-def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
-    from reticent.gradients.exact import refuse_inexact
+def follow() -> None:
+    """Trains as the first process says, until it says that there is no more; writes nothing."""
+    from reticent.models.load import load
+    from reticent.training.distributed import joined
+
+    with joined() as team:
+        while (job := _told(team)) is not None:
+            _fit(job, load(job.recipe.model.base, dtype=job.recipe.model.dtype).model, None, SILENT, team)
+
+
+def dismiss() -> None:
+    """Tells the other processes that there is nothing to train."""
+    from reticent.training.distributed import joined
+
+    with joined() as team:
+        team.tell(lambda: None)
+
+
+def _told(team: "Team") -> _Job | None:
+    return team.tell(lambda: None)
+
+
+def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> dict[str, Any]:
     from reticent.models import adapter
     from reticent.models.load import load
     from reticent.privacy.ledger import Ledger
@@ -42,13 +81,11 @@ def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
     done = run.model_folder(name).exists()
     if not done:
         loaded = load(recipe.model.base, dtype=recipe.model.dtype)
-        model = prepared(recipe, loaded.model)
-        if isinstance(recipe.privacy, DPSGD):
-            refuse_inexact(model)  # Also the twin: before hours of training that lead nowhere.
         units = _units(run, loaded.tokenizer)
-        plan = plan_for(recipe, name, len(units))
+        job = _Job(recipe, units, plan_for(recipe, name, len(units)))
+        team.tell(lambda: job)
         files = loop.Files(run.ledger_path(name), run.log_path(name), run.checkpoint_folder(name))
-        loop.train(model, units, plan, settings(recipe), files, progress)
+        model = _fit(job, loaded.model, files, progress, team)
         with run.replacing(run.model_folder(name)) as folder:
             adapter.save(model, Path(folder), base=public_name(recipe.model.base))
             loaded.tokenizer.save_pretrained(folder)
@@ -59,10 +96,32 @@ def _train_one(run: Run, name: ModelName, progress: Progress) -> dict[str, Any]:
     return facts
 
 
+def _fit(job: _Job, base: "PreTrainedModel", files: "Files | None", progress: Progress, team: "Team") -> Any:
+    """The trained model; in the first process whole, also if it was trained in parts."""
+    from reticent.gradients.exact import refuse_inexact
+    from reticent.models.load import load
+    from reticent.training import loop
+
+    recipe = job.recipe
+    model = prepared(recipe, base)
+    if isinstance(recipe.privacy, Private):
+        refuse_inexact(model)  # Also the twin: before hours of training that lead nowhere.
+    loop.train(model, job.units, job.plan, settings(recipe), files, progress, team)
+    if not recipe.train.shard or team.size == 1:
+        return model
+    weights = team.whole(loop.weights(model))
+    if team.first:
+        model = prepared(recipe, load(recipe.model.base, dtype=recipe.model.dtype).model)
+        assert not model.load_state_dict(weights, strict=False).unexpected_keys
+    return model
+
+
 def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
     """``model`` with what the recipe trains."""
     from reticent.models import adapter
 
+    if recipe.train.gradient_checkpointing:
+        adapter.recompute_layers(model)
     asked = recipe.model.adapter
     if not isinstance(asked, Lora):
         return adapter.train_everything(model)

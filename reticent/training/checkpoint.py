@@ -11,12 +11,16 @@ from reticent.errors import RunError
 
 
 class State(NamedTuple):
-    """What a resumed run needs. The ledger is not in here: it is on disk already, and may be ahead."""
+    """What a resumed run needs. The ledger is not in here: it is on disk already, and may be ahead.
+
+    ``clip_norm``: of the next step, None without clipping. Past noise is never stored.
+    """
 
     step: int
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     seconds: float
+    clip_norm: float | None
 
 
 def save(folder: Path, state: State) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from transformers import PreTrainedModel
@@ -19,27 +19,30 @@ from transformers import PreTrainedModel
 from reticent.errors import PrivacyError
 from reticent.gradients.engines import Engine, Sums, engine_for, trained
 from reticent.gradients.rows import Loss, Unit
-from reticent.privacy.clipping import Clipping
-from reticent.privacy.entropy import SystemWords
 from reticent.privacy.ledger import Ledger
-from reticent.privacy.noise import add_noise
-from reticent.privacy.plan import DPSGDPlan, NonPrivatePlan, Plan
-from reticent.privacy.sampling import PoissonSampler, Sampler, SeededPoissonSampler
+from reticent.privacy.noise import Mechanism, mechanism_for
+from reticent.privacy.plan import BandedPlan, DPSGDPlan, NonPrivatePlan, Plan
+from reticent.privacy.sampling import CyclicPoissonSampler, PoissonSampler, Sampler, SeededPoissonSampler
 from reticent.progress import SILENT, Progress
-from reticent.training import checkpoint
+from reticent.training import checkpoint, optimizers
+from reticent.training.distributed import ALONE, Team
 
 
 class Settings(NamedTuple):
     """How the weights move; the recipe's ``train`` section as plain values."""
 
     learning_rate: float
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: optimizers.Name
+    momentum: float
+    beta1: float
+    beta2: float
     weight_decay: float
     schedule: Literal["constant", "linear", "cosine"]
     warmup: int
     loss: Loss
     micro_batch_tokens: int
     checkpoint_every: int
+    shard: bool
     seed: int
 
 
@@ -52,11 +55,17 @@ class Files(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One line of the log. ``loss``: nats per token of the drawn records, measured without noise, so keep it inside."""
+    """One line of the log, measured without noise, so keep it inside.
+
+    ``loss``: nats per token of the drawn records. ``dropped``: units whose gradient was not finite; they contributed
+    zero. ``clip_norm``: in force at this step, None without clipping.
+    """
 
     step: int
     loss: float | None
     records: int
+    dropped: int
+    clip_norm: float | None
     epsilon: float | None
     seconds: float
 
@@ -66,67 +75,93 @@ def train(
     units: Sequence[Unit],
     plan: Plan,
     settings: Settings,
-    files: Files,
+    files: Files | None,
     progress: Progress = SILENT,
+    team: Team = ALONE,
 ) -> Ledger | None:
     """Trains ``model`` in place over ``plan.steps`` steps; returns the ledger of a private run.
 
-    Resumes from ``files`` if they hold a checkpoint.
+    Resumes from ``files`` if they hold a checkpoint. Under a plan without noise dp-adam is adamw: there is no noise to
+    take off. Every process of ``team`` calls this alike, but only the first has ``files``, and so the ledger.
 
     Raises:
         PrivacyError: the plan does not fit the data, the ledger or the model.
         ModelError: no engine can clip this model exactly.
     """
+    assert team.first == (files is not None), "no ledger"
     if len(units) != plan.units:
         raise PrivacyError(f"the plan is for {plan.units} units, got {len(units)}")
+    state = team.tell(lambda: checkpoint.load(files.checkpoint) if files is not None else None)
+    mechanism = None
+    if not isinstance(plan, NonPrivatePlan):
+        mechanism = mechanism_for(plan, None if state is None else state.clip_norm)
     engine = engine_for(
         model,
-        clipping=Clipping(plan.clip_norm) if isinstance(plan, DPSGDPlan) else None,
+        clipping=None if mechanism is None else mechanism.clipping,
         loss=settings.loss,
         micro_batch_tokens=settings.micro_batch_tokens,
     )
-    ledger = _ledger(files.ledger, plan)
-    optimizer = _optimizer(trained(model).values(), settings)
-    state = checkpoint.load(files.checkpoint)
+    team.spread(model, shard=settings.shard)
+    ledger = None if files is None else _ledger(files.ledger, plan)
+    optimizer = _optimizer(model, settings, private=mechanism is not None)
     if state is not None:
-        _restore(model, optimizer, state)
+        _restore(model, optimizer, state, team)
     # Steps already released but lost with their weights count as done: the budget is not there twice.
     reached = 0 if state is None else state.step
-    done = max(reached, 0 if ledger is None else len(ledger))
+    done = team.tell(lambda: max(reached, 0 if ledger is None else len(ledger)))
     if done > reached:
         progress.say(f"{done - reached} steps after the last checkpoint are lost; their releases stay counted")
     before = 0.0 if state is None else state.seconds
     records = 0
     started = time.monotonic()
     model.train()
-    with _log(files.log, keep=done) as log, progress.task(f"training ({_kind(plan)})", total=plan.steps) as task:
+    with (
+        _log(None if files is None else files.log, keep=done) as log,
+        progress.task(f"training ({_kind(plan)})", total=plan.steps) as task,
+    ):
         task.advance(done)
-        for step, update in _updates(engine, units, plan, settings, ledger, start=done):
-            _set_rate(optimizer, settings, step, plan.steps)
-            before_first = _copy(model) if step == done + 1 and ledger is not None else None
+        for step, update in _updates(engine, units, plan, settings, mechanism, ledger, team, start=done):
+            _prepare(optimizer, rate(settings, step, plan.steps), (update.noise_std / plan.batch_size) ** 2)
+            before_first = _copy(model) if step == done + 1 and mechanism is not None else None
             _apply(model, optimizer, update.gradient, plan.batch_size)
             if before_first is not None:
                 _check_moved(model, before_first)
             seconds = time.monotonic() - started
-            line = Step(step, update.loss, update.records, update.epsilon, before + seconds)
+            line = Step(
+                step,
+                update.loss,
+                update.records,
+                update.dropped,
+                update.clip_norm,
+                update.epsilon,
+                before + seconds,
+            )
             log(line)
             records += update.records
             task.advance(1, note=_note(line, records / seconds))
             if step % settings.checkpoint_every == 0 or step == plan.steps:
-                checkpoint.save(
-                    files.checkpoint,
-                    checkpoint.State(
-                        step, {n: p.detach() for n, p in trained(model).items()}, optimizer.state_dict(), line.seconds
-                    ),
+                state = checkpoint.State(
+                    step=step,
+                    weights=team.whole(weights(model)),
+                    optimizer=team.whole(optimizer.state_dict()),
+                    seconds=line.seconds,
+                    clip_norm=None if mechanism is None else mechanism.clip_norm,
                 )
+                if files is not None:
+                    checkpoint.save(files.checkpoint, state)
     model.eval()
     return ledger
 
 
 class _Update(NamedTuple):
+    """The (noisy) sum of one step; ``noise_std`` is that of each of its coordinates."""
+
     gradient: Sums
+    noise_std: float
     loss: float | None
     records: int
+    dropped: int
+    clip_norm: float | None
     epsilon: float | None
 
 
@@ -135,32 +170,56 @@ def _updates(
     units: Sequence[Unit],
     plan: Plan,
     settings: Settings,
+    mechanism: Mechanism | None,
     ledger: Ledger | None,
+    team: Team,
     *,
     start: int,
 ) -> Iterator[tuple[int, _Update]]:
-    """The sum of gradients of each step, noised and in the ledger if the plan is private."""
-    sampler: Sampler
-    if isinstance(plan, DPSGDPlan):
-        sampler, source = PoissonSampler(plan.units, plan.sampling_prob), SystemWords()
-    else:
-        sampler = SeededPoissonSampler(plan.units, plan.sampling_prob, settings.seed)
+    """The sum of gradients of each step, noised and in the ledger if the plan is private.
+
+    Noise is there before the processes' sums are added up, which waits for the first one, and it for the ledger.
+    """
+    sampler = _sampler(plan, units, settings.seed)
     epsilon = None
     for step in range(start + 1, plan.steps + 1):
-        drawn = [units[i] for i in sampler.draw(step)]
-        found = engine.unit_sum(drawn)
-        gradient = found.gradient
-        if isinstance(plan, DPSGDPlan):
-            assert ledger is not None
-            gradient = add_noise(
-                gradient, noise_multiplier=plan.noise_multiplier, clip_norm=plan.clip_norm, source=source
-            )
-            ledger.record()
-            if step % max(1, plan.steps // 20) == 0 or step == plan.steps or epsilon is None:
-                epsilon = ledger.epsilon()
+        drawn = [units[i] for i in team.tell(lambda step=step: sampler.draw(step))]  # type: ignore[misc]
+        found = team.unit_sum(engine, team.share(drawn))
         per = found.records if settings.loss == "mean" else _predicted(drawn)
         loss = found.loss / per if per else None
-        yield step, _Update(gradient, loss, found.records, epsilon)
+        if mechanism is None:
+            yield step, _Update(team.sum(found.gradient), 0.0, loss, found.records, 0, None, None)
+            continue
+        clip_norm = mechanism.clip_norm
+        std = mechanism.add_noise(team.own(found.gradient))
+        if ledger is not None:
+            ledger.record(mechanism.entry)
+        gradient = team.sum(found.gradient)
+        mechanism.follow(below=found.below, drawn=len(drawn))
+        mechanism.clip_norm = team.tell(lambda: mechanism.clip_norm)
+        if mechanism.clip_norm != clip_norm:
+            engine.clipping = mechanism.clipping  # type: ignore[attr-defined]
+        if ledger is not None and (step % max(1, plan.steps // 20) == 0 or step == plan.steps or epsilon is None):
+            epsilon = ledger.epsilon()
+        yield step, _Update(gradient, std, loss, found.records, found.dropped, clip_norm, epsilon)
+
+
+def _sampler(plan: Plan, units: Sequence[Unit], seed: int) -> Sampler:
+    match plan:
+        case NonPrivatePlan():
+            return SeededPoissonSampler(plan.units, plan.sampling_prob, seed)
+        case DPSGDPlan():
+            return PoissonSampler(plan.units, plan.sampling_prob)
+        case BandedPlan():
+            return CyclicPoissonSampler([_content(unit) for unit in units], plan.bands, plan.sampling_prob)
+    assert_never(plan)
+
+
+def _content(unit: Unit) -> bytes:
+    """A unit's own tokens, one record after another; the lengths keep them apart."""
+    return b"".join(
+        len(record).to_bytes(8) + record.ids.tobytes() + record.trained.tobytes() for record in unit.records
+    )
 
 
 def _predicted(units: Sequence[Unit]) -> int:
@@ -168,12 +227,23 @@ def _predicted(units: Sequence[Unit]) -> int:
     return sum(int(record.trained.sum()) for unit in units for record in unit.records)
 
 
+def _prepare(optimizer: torch.optim.Optimizer, learning_rate: float, noise_variance: float) -> None:
+    """Sets what changes from step to step; only dp-adam reads the noise's variance."""
+    for group in optimizer.param_groups:
+        group["lr"], group["noise_variance"] = learning_rate, noise_variance
+
+
 def _apply(model: PreTrainedModel, optimizer: torch.optim.Optimizer, gradient: Sums, divisor: int) -> None:
-    """One optimiser step on ``gradient / divisor``; the divisor is public, never the size of the batch."""
+    """One optimiser step on ``gradient / divisor``, which is used up; the divisor is public, never the batch's size."""
     for name, parameter in trained(model).items():
-        parameter.grad = (gradient[name] / divisor).to(parameter.dtype)
+        parameter.grad = gradient.pop(name).div_(divisor).to(parameter.dtype)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def weights(model: PreTrainedModel) -> Sums:
+    """The trained weights as they are, not copied."""
+    return {name: parameter.detach() for name, parameter in trained(model).items()}
 
 
 def _copy(model: PreTrainedModel) -> Sums:
@@ -204,10 +274,16 @@ def _ledger(path: Path, plan: Plan) -> Ledger | None:
     return ledger
 
 
-def _optimizer(parameters: object, settings: Settings) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=0.0, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
-    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
+def _optimizer(model: PreTrainedModel, settings: Settings, *, private: bool) -> torch.optim.Optimizer:
+    name = settings.optimizer
+    return optimizers.optimizer_for(
+        trained(model).values(),
+        "adamw" if name == "dp-adam" and not private else name,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+    )
 
 
 def rate(settings: Settings, step: int, steps: int) -> float:
@@ -219,24 +295,29 @@ def rate(settings: Settings, step: int, steps: int) -> float:
     return settings.learning_rate * factor
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int, steps: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate(settings, step, steps)
-
-
-def _restore(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: checkpoint.State) -> None:
+def _restore(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: checkpoint.State, team: Team) -> None:
     parameters = trained(model)
     if parameters.keys() != state.weights.keys():
         raise PrivacyError("the checkpoint holds other weights than this recipe trains. Redo this stage with --again.")
     with torch.no_grad():
         for name, value in state.weights.items():
-            parameters[name].copy_(value)
-    optimizer.load_state_dict(state.optimizer)
+            parameters[name].copy_(team.held(parameters[name], value))
+    kept = {
+        index: {
+            key: team.held(parameter, value) if isinstance(value, torch.Tensor) else value
+            for key, value in state.optimizer["state"].get(index, {}).items()
+        }
+        for index, parameter in enumerate(parameters.values())
+    }
+    optimizer.load_state_dict({**state.optimizer, "state": {index: own for index, own in kept.items() if own}})
 
 
 @contextmanager
-def _log(path: Path, *, keep: int) -> Iterator[Callable[[Step], None]]:
-    """Appends steps to the log, after dropping lines of steps that are about to be made again."""
+def _log(path: Path | None, *, keep: int) -> Iterator[Callable[[Step], None]]:
+    """Appends steps to the log, after dropping lines of steps that are about to be made again; without one, nothing."""
+    if path is None:
+        yield lambda step: None
+        return
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= keep]
     new = path.with_name(path.name + ".new")
@@ -257,7 +338,7 @@ def read_log(path: Path) -> list[Step]:
 
 
 def _kind(plan: Plan) -> str:
-    return "private" if isinstance(plan, DPSGDPlan) else "no privacy"
+    return "no privacy" if isinstance(plan, NonPrivatePlan) else "private"
 
 
 def _note(line: Step, speed: float) -> str:

@@ -5,21 +5,35 @@ engines.
 """
 
 import copy
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import MixtralConfig
 
 from reticent.errors import ModelError, PrivacyError
 from reticent.gradients import engines, tally
+from reticent.gradients.attention import use_segments
 from reticent.gradients.clip import clip_factors
 from reticent.gradients.engines import Batch, OneByOne, Packed, engine_for
 from reticent.gradients.exact import refuse_inexact
-from reticent.gradients.rows import Unit
+from reticent.gradients.rows import Unit, pack
 from reticent.privacy.clipping import Clipping
 
-FAMILIES = ["llama", "llama-tied", "qwen3", "neox", "mistral", "gemma"]
+MOE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "num_local_experts": 4,
+}
+FAMILIES = ["llama", "llama-tied", "llama-biases", "qwen3", "neox", "mistral", "gemma", "gpt2"]
+STYLES = ["flat", "per-layer", "automatic", "normalised"]
 BOTH = pytest.mark.parametrize("kind", [Packed, OneByOne])
 OFF = 1e9  # a clip norm that nothing reaches
 
@@ -101,6 +115,48 @@ def test_full_fine_tuning_equals_the_oracle(tiny, kind, family, longest):
     assert _relative_error(tiny, found, tiny.oracle(model, units, clip=1.0)) < 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_covered_by_rules(tiny, family):
+    model = tiny.model(family).requires_grad_(True)
+    assert isinstance(engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64), Packed)
+
+
+@BOTH
+@pytest.mark.parametrize("full", [True, False], ids=["full", "lora"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_equals_the_oracle(tiny, kind, full, reentrant):
+    model = tiny.model("llama-tied").requires_grad_(True) if full else tiny.lora(tiny.model("llama-tied"))
+    units = tiny.units(6, records=3)
+    expected = tiny.oracle(model, units, clip=1.0)
+    model.enable_input_require_grads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    found = _sum(kind, model.train(), units)
+    assert _relative_error(tiny, found, expected) < 1e-5
+
+
+@BOTH
+def test_a_mixture_of_experts_has_no_loss_that_couples_records(tiny, kind):
+    """Its router's balancing loss is not part of the records' losses, even where the configuration asks for it."""
+    model = tiny.build(MixtralConfig(**MOE, output_router_logits=True))
+    use_segments(model)
+    for layer in model.model.layers:
+        layer.self_attn.requires_grad_(True)
+    units = tiny.units(6, records=2)
+    assert _relative_error(tiny, _sum(kind, model, units), tiny.oracle(model, units, clip=1.0)) < 1e-5
+
+
+def test_experts_go_to_the_exact_engine(tiny):
+    model = tiny.build(MixtralConfig(**MOE))
+    use_segments(model)
+    model.requires_grad_(True)
+    units = tiny.units(4)
+    engine = engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
+    assert isinstance(engine, OneByOne)
+    assert _relative_error(tiny, engine.unit_sum(units), tiny.oracle(model, units, clip=1.0)) < 1e-5
+
+
 @pytest.mark.parametrize("adapters", [True, False])
 def test_batch_is_the_plain_gradient(tiny, adapters):
     model = tiny.lora(tiny.model()) if adapters else tiny.model("llama-tied").requires_grad_(True)
@@ -162,20 +218,68 @@ def _adversaries(tiny, units):
         "one-token": Unit("x", (short,)),
         "longest": Unit("x", (tiny.record(list(range(2, 60)) + list(range(2, 60))),)),
         "copy-of-a-member": Unit("x", units[0].records),
+        "not-finite": Unit("x", (tiny.record([2, 63, 5, 6]),)),
         "owner-of-many": Unit("x", tuple(r for u in tiny.units(12, seed=6) for r in u.records)),
     }
 
 
+ADVERSARIES = ["norm-of-a-million", "one-token", "longest", "copy-of-a-member", "owner-of-many", "not-finite"]
+
+
 @BOTH
-@pytest.mark.parametrize("name", ["norm-of-a-million", "one-token", "longest", "copy-of-a-member", "owner-of-many"])
-@pytest.mark.parametrize("clip", [0.1, 3.0])
-def test_one_unit_more_moves_the_sum_by_at_most_the_clip_norm(tiny, kind, name, clip):
-    model, units = tiny.lora(tiny.model()), tiny.units(6)
+@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("full", [True, False], ids=["full", "lora"])
+def test_one_unit_more_moves_the_sum_by_at_most_the_clip_norm(tiny, kind, name, style, full):
+    model = tiny.model("llama-tied" if name != "not-finite" else "llama")
+    with torch.no_grad():
+        if name == "not-finite":
+            model.get_input_embeddings().weight[63] = torch.inf
+    model = model.requires_grad_(True) if full else tiny.lora(model)
+    units = tiny.units(6)
     extra = _adversaries(tiny, units)[name]
-    moved = tiny.distance(
-        _sum(kind, model, [*units, extra], clip=clip).gradient, _sum(kind, model, units, clip=clip).gradient
-    )
-    assert moved <= clip * (1 + 1e-5)
+    for clip in (0.1, 3.0):
+        moved = tiny.distance(
+            _sum(kind, model, [*units, extra], clip=clip, style=style).gradient,
+            _sum(kind, model, units, clip=clip, style=style).gradient,
+        )
+        assert moved <= clip * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("full", [True, False], ids=["full", "lora"])
+def test_both_engines_clip_alike(tiny, style, full):
+    model = tiny.model("qwen3").requires_grad_(True) if full else tiny.lora(tiny.model("qwen3"))
+    units = tiny.units(8, records=2)
+    one, other = (_sum(kind, model, units, clip=2.0, style=style) for kind in (Packed, OneByOne))
+    assert _relative_error(tiny, one, other.gradient) < 1e-5 and one.below == other.below
+
+
+@pytest.mark.parametrize("style", ["automatic", "normalised"])
+def test_the_factor_is_the_definition(tiny, style):
+    model, unit = tiny.lora(tiny.model()), tiny.units(1)[0]
+    plain = _sum(OneByOne, model, [unit], clip=OFF).gradient
+    size = tiny.norm(plain)
+    expected = {n: v * 0.7 / (size + (0.01 if style == "automatic" else 0)) for n, v in plain.items()}
+    assert tiny.distance(_sum(Packed, model, [unit], clip=0.7, style=style).gradient, expected) < 1e-5
+
+
+def test_layers_share_the_clip_norm(tiny):
+    """C_l^2 sums to C^2; an adapter's A and B are one layer."""
+    model, unit = tiny.lora(tiny.model()), Unit("x", tiny.units(1)[0].records * 1000)
+    found = _sum(Packed, model, [unit], clip=0.7, style="per-layer").gradient
+    adapted = {name.split(".lora_")[0] for name in found}
+    assert len(adapted) == 14
+    for layer in adapted:
+        own = {name: value for name, value in found.items() if name.startswith(layer)}
+        assert tiny.norm(own) == pytest.approx(0.7 / 14**0.5, rel=1e-4)
+
+
+def test_below_counts_the_units_that_are_not_clipped(tiny):
+    model, units = tiny.lora(tiny.model()), tiny.units(9)
+    norms = sorted(tiny.norm(_sum(OneByOne, model, [unit], clip=OFF).gradient) for unit in units)
+    for kind in (Packed, OneByOne):
+        assert _sum(kind, model, units, clip=(norms[3] + norms[4]) / 2).below == 4
 
 
 @BOTH
@@ -358,6 +462,67 @@ def test_layers_that_mix_records_are_refused_by_name(tiny, layer):
         engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
 
 
+def _compiled(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about itself
+        model.get_base_model().model.layers[1].mlp.compile()
+
+
+def _hooked(model):
+    model.get_base_model().model.layers[1].mlp.register_full_backward_hook(lambda module, before, after: None)
+
+
+def _parameter_hooked(model):
+    next(p for p in model.parameters() if p.requires_grad).register_hook(lambda gradient: gradient / 2)
+
+
+def _accumulating(model):
+    next(p for p in model.parameters() if p.requires_grad).register_post_accumulate_grad_hook(lambda p: None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (_compiled, r"layers.1.mlp \(LlamaMLP\) is compiled"),
+        (_hooked, r"layers.1.mlp \(LlamaMLP\) has a backward hook of another tool"),
+        (_parameter_hooked, r"lora_A.default.weight carries a gradient hook of another tool"),
+        (_accumulating, r"lora_A.default.weight carries a gradient hook of another tool"),
+        (lambda model: model.to(torch.bfloat16), r"lora_A.default.weight is trained in bfloat16"),
+        (lambda model: model.half(), r"lora_A.default.weight is trained in float16"),
+    ],
+    ids=["compiled", "module-hook", "hook", "accumulate-hook", "bfloat16", "float16"],
+)
+def test_what_spoils_exactness_is_refused_by_name(tiny, spoil, match):
+    model = tiny.lora(tiny.model())
+    spoil(model)
+    with pytest.raises(ModelError, match=match):
+        engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
+
+
+def test_hooks_of_opacus_are_refused(tiny):
+    model = tiny.lora(tiny.model())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from opacus.grad_sample import GradSampleModule
+
+        GradSampleModule(model.train())
+    with pytest.raises(ModelError, match="hook of another tool"):
+        engine_for(model, clipping=Clipping(1.0), loss="sum", micro_batch_tokens=64)
+
+
+@pytest.mark.parametrize("loss", ["batch-mean", lambda logits, labels: logits.mean()])
+def test_a_loss_of_another_kind_is_refused(tiny, loss):
+    with pytest.raises(PrivacyError, match="loss must be sum or mean, over a record's own tokens"):
+        engine_for(tiny.lora(tiny.model()), clipping=Clipping(1.0), loss=loss, micro_batch_tokens=64)
+
+
+def test_gradients_left_from_another_step_count_for_nothing(tiny):
+    model, units = tiny.lora(tiny.model()), tiny.units(4)
+    for parameter in engines.trained(model).values():
+        parameter.grad = torch.ones_like(parameter)
+    assert _relative_error(tiny, _sum(Packed, model, units), tiny.oracle(model, units, clip=1.0)) < 1e-5
+
+
 def test_instance_norm_mixes_no_records(tiny):
     model = tiny.model()
     model.odd = nn.InstanceNorm1d(4)
@@ -473,6 +638,32 @@ def test_the_oracle_catches_records_clipped_one_by_one_instead_of_units(tiny):
     model, units = tiny.lora(tiny.model()), tiny.units(4, records=4)
     records = [Unit("r", (record,)) for unit in units for record in unit.records]
     assert _relative_error(tiny, _sum(Packed, model, records), tiny.oracle(model, units, clip=1.0)) > 0.1
+
+
+def test_the_sensitivity_check_catches_a_missing_tied_term(tiny, monkeypatch):
+    """Without 2 <L, E>, embedding and head of one weight are clipped as if they were two."""
+    monkeypatch.setattr(tally.Tally, "_tied", lambda self, name, rows: torch.zeros(self._units))
+    model = tiny.model("llama-tied")
+    model.get_input_embeddings().weight.requires_grad_(True)
+    first, *units = [Unit("x", (tiny.record([token] * 4 + [token + 1] * 4),)) for token in range(2, 30)]
+    alone = _sum(Packed, model, [first], clip=0.1).gradient
+    moved = [tiny.distance(_sum(Packed, model, [first, unit], clip=0.1).gradient, alone) for unit in units]
+    assert max(moved) > 0.1 * 1.01
+
+
+def test_a_unit_whose_tokens_nearly_cancel_keeps_the_bound(tiny):
+    """Gram norms lose their digits there; the unit's gradient is formed instead."""
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.normal(size=(6, 40))).float() for _ in range(2))
+    a, b = torch.cat([a, a, a, a]), torch.cat([b, -b, b, -b * (1 + 1e-6)])
+    ends = (12, 24)
+    row = next(iter(pack(tiny.units(1, longest=3), max_tokens=100, loss="sum")))[0]
+    found = tally.Tally()
+    found.start(replace(row, units=ends, predict=torch.arange(23), predicted=(11, 23)))
+    found.product("w", a, b)
+    total = {"w": torch.zeros(40, 40)}
+    found.add_clipped(total, Clipping(1e-6), {"w": "w"})
+    assert total["w"].norm() <= 2e-6 * (1 + 1e-3)
 
 
 def test_the_oracle_catches_attention_across_records(tiny, monkeypatch):

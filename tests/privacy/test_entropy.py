@@ -1,9 +1,10 @@
 """The law of the random words and normals."""
 
 import numpy as np
+import pytest
 from scipy import stats
 
-from reticent.privacy.entropy import SystemWords, normals, uniforms
+from reticent.privacy.entropy import SystemWords, add_normals, normals, uniforms
 
 SURE = 1e-6  # a true law fails each test below once in a million runs
 
@@ -39,7 +40,36 @@ def test_normals_have_mean_variance_and_shape():
 
 
 def test_the_two_halves_of_box_muller_are_uncorrelated():
-    values = normals(SystemWords(), 100_000).astype(np.float64)
-    cosines, sines = values[:50_000], values[50_000:]
+    values = normals(SystemWords(), 2**15).astype(np.float64)  # one block
+    cosines, sines = values[: 2**14], values[2**14 :]
     for a, b in ((cosines, sines), (cosines**2, sines**2)):
         assert stats.pearsonr(a, b).pvalue > SURE
+
+
+@pytest.mark.parametrize("beyond", [2.0, 3.0, 4.0])
+def test_the_tails_have_the_normal_mass(beyond):
+    values, count = normals(SystemWords(), 2_000_000), 2_000_000
+    for side in (values > beyond, values < -beyond):
+        assert stats.binomtest(int(side.sum()), count, stats.norm.sf(beyond)).pvalue > SURE
+
+
+def test_the_tail_reaches_beyond_eight():
+    class Rare:
+        """Words whose radius is the largest and whose angle is zero."""
+
+        def words(self, count):
+            return np.zeros(count, dtype=np.uint64)
+
+    assert normals(Rare(), 2).tolist() == pytest.approx([np.sqrt(2 * 53 * np.log(2)), 0.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 2**15 - 1, 2**15 + 1])
+def test_every_element_gets_its_own_noise(count):
+    values = normals(SystemWords(), count)
+    assert len(values) == count and (values != 0).all() and len(np.unique(values)) >= 0.99 * count
+
+
+def test_scaled_normals_are_added_in_place():
+    values = np.full(100_000, 7.0, dtype=np.float32)
+    add_normals(values, 0.25, SystemWords())
+    assert stats.kstest((values - 7) / 0.25, "norm").pvalue > SURE

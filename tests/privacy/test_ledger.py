@@ -7,13 +7,18 @@ import pytest
 
 from reticent.errors import PrivacyError
 from reticent.privacy.accounting import spent
+from reticent.privacy.clipping import Quantile
 from reticent.privacy.ledger import Ledger
-from reticent.privacy.plan import dpsgd_plan
+from reticent.privacy.noise import mechanism_for
+from reticent.privacy.plan import banded_plan, dpsgd_plan
+
+GOOD = {"unit": "owner", "units": 100, "batch_size": 10, "steps": 5, "delta": 1e-3, "clip_norm": 1.0}
+ENTRY = {"sampling_prob": 0.1, "noise_multiplier": 1.0, "clip_norm": 1.0}
 
 
 @pytest.fixture
 def plan():
-    return dpsgd_plan(unit="owner", units=100, batch_size=10, steps=5, delta=1e-3, clip_norm=1.0, noise_multiplier=1.0)
+    return dpsgd_plan(**GOOD, noise_multiplier=1.0)
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def test_a_ledger_is_created_once(path, plan):
 def test_a_ledger_reads_back_as_it_was(path, plan):
     ledger = Ledger.create(path, plan)
     for _ in range(3):
-        ledger.record()
+        ledger.record(ENTRY)
     again = Ledger.open(path)
     assert again.plan == plan and len(again) == 3 and again.guarantee() == ledger.guarantee()
 
@@ -38,9 +43,9 @@ def test_a_ledger_reads_back_as_it_was(path, plan):
 def test_a_release_is_on_disk_and_synced_when_record_returns(path, plan, monkeypatch):
     ledger, synced = Ledger.create(path, plan), []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(path.read_text().count("\n")))
-    ledger.record()
+    ledger.record(ENTRY)
     assert synced == [2]
-    assert json.loads(path.read_text().splitlines()[1]) == {"release": 1, "sampling_prob": 0.1, "noise_multiplier": 1.0}
+    assert json.loads(path.read_text().splitlines()[1]) == {"release": 1, **ENTRY}
 
 
 def test_a_release_that_cannot_be_written_is_an_error(path, plan, monkeypatch):
@@ -51,14 +56,14 @@ def test_a_release_that_cannot_be_written_is_an_error(path, plan, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        ledger.record()
+        ledger.record(ENTRY)
     assert len(ledger) == 0
 
 
 def test_lines_are_only_appended(path, plan):
     ledger, before = Ledger.create(path, plan), b""
     for _ in range(4):
-        ledger.record()
+        ledger.record(ENTRY)
         assert path.read_bytes().startswith(before)
         before = path.read_bytes()
 
@@ -66,13 +71,13 @@ def test_lines_are_only_appended(path, plan):
 @pytest.mark.parametrize("left", [1, 20, 40])
 def test_a_torn_last_line_counts_as_a_release(path, plan, left):
     ledger = Ledger.create(path, plan)
-    ledger.record()
-    ledger.record()
+    ledger.record(ENTRY)
+    ledger.record(ENTRY)
     header, first, second = path.read_text().splitlines()
     path.write_text("\n".join([header, first, second[:left]]))
     torn = Ledger.open(path)
     assert len(torn) == 2
-    torn.record()
+    torn.record(ENTRY)
     assert len(Ledger.open(path)) == 3 and Ledger.open(path).guarantee() == torn.guarantee()
 
 
@@ -87,14 +92,14 @@ def test_epsilon_grows_with_every_release(path, plan):
     ledger, spending = Ledger.create(path, plan), []
     for _ in range(4):
         spending.append(ledger.guarantee().epsilon)
-        ledger.record()
+        ledger.record(ENTRY)
     assert spending[0] == 0 and spending == sorted(set(spending))
 
 
 def test_the_guarantee_is_what_the_accountant_says_of_the_recorded_releases(path, plan):
     ledger = Ledger.create(path, plan)
     for _ in range(7):  # more than planned: it is what happened that counts
-        ledger.record()
+        ledger.record(ENTRY)
     guarantee, expected = ledger.guarantee(), spent([(plan.release, 7)], plan.delta)
     assert (guarantee.epsilon, guarantee.epsilon_rdp) == tuple(expected)
     assert (guarantee.steps, guarantee.delta, guarantee.unit) == (7, plan.delta, "owner")
@@ -102,9 +107,50 @@ def test_the_guarantee_is_what_the_accountant_says_of_the_recorded_releases(path
     assert json.loads(json.dumps(guarantee.to_dict()))["epsilon"] == guarantee.epsilon
 
 
-def test_releases_of_another_noise_are_accounted_as_recorded(path, plan):
-    Ledger.create(path, plan).record()
-    weak = {"release": 2, "sampling_prob": 0.1, "noise_multiplier": 0.5}
+def test_a_line_of_another_release_is_refused(path, plan):
+    Ledger.create(path, plan).record(ENTRY)
     with path.open("a") as file:
-        file.write(json.dumps(weak) + "\n")
-    assert Ledger.open(path).guarantee().epsilon > spent([(plan.release, 2)], plan.delta).epsilon + 0.5
+        file.write(json.dumps({"release": 2, **ENTRY, "noise_multiplier": 0.5}) + "\n")
+    with pytest.raises(PrivacyError, match="ledger.jsonl, line 3: the release recorded there is not one of"):
+        Ledger.open(path)
+
+
+def test_a_release_of_another_noise_cannot_be_recorded(path, plan):
+    with pytest.raises(AssertionError):
+        Ledger.create(path, plan).record({**ENTRY, "noise_multiplier": 0.5})
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        dpsgd_plan(**GOOD, clip_style="per-layer", noise_multiplier=1.0),
+        dpsgd_plan(**GOOD, quantile=Quantile(target=0.4, rate=0.1, noise=3.0), noise_multiplier=1.0),
+        banded_plan(**GOOD, bands=4, noise_multiplier=1.0),
+    ],
+    ids=["per-layer", "quantile", "banded"],
+)
+def test_every_plan_reads_back_and_is_named_in_its_guarantee(path, plan):
+    Ledger.create(path, plan).record(mechanism_for(plan).entry)
+    ledger = Ledger.open(path)
+    assert ledger.plan == plan and len(ledger) == 1 and ledger.guarantee().mechanism == plan.mechanism
+
+
+def test_the_line_of_a_tracked_clip_norm_states_both_noises_and_the_norm(path):
+    plan = dpsgd_plan(**GOOD, quantile=Quantile(target=0.4, rate=0.1, noise=3.0), noise_multiplier=1.0)
+    mechanism = mechanism_for(plan, 0.7)
+    Ledger.create(path, plan).record(mechanism.entry)
+    line = json.loads(path.read_text().splitlines()[1])
+    assert line == {"release": 1, **ENTRY, "clip_norm": 0.7, "sum_noise_multiplier": plan.sum_noise, "count_noise": 3.0}
+
+
+def test_a_banded_plan_spends_what_its_busiest_group_took_part_in(path):
+    """Seven steps of four groups: a unit takes part in two at most. The composition is made by hand."""
+    import dp_accounting
+
+    plan = banded_plan(**GOOD, bands=4, noise_multiplier=1.0)
+    ledger = Ledger.create(path, plan)
+    for _ in range(7):
+        ledger.record(mechanism_for(plan).entry)
+    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(4 * 10 / 100, dp_accounting.GaussianDpEvent(1.0)), 2)
+    assert ledger.guarantee().epsilon == pytest.approx(accountant.get_epsilon(1e-3), rel=1e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reticent.privacy.sampling import PoissonSampler, SeededPoissonSampler
+from reticent.privacy.sampling import CyclicPoissonSampler, PoissonSampler, SeededPoissonSampler, group_of
 
 SURE = 1e-6
 N, P, DRAWS = 40, 0.15, 4000
@@ -67,3 +67,39 @@ def test_the_probability_is_never_above_the_one_accounted():
             return np.array([0, 2**62 - 1, 2**62, 2**64 - 1], dtype=np.uint64)[:count]
 
     assert PoissonSampler(4, 0.25, Edge()).draw(1).tolist() == [0, 1]
+
+
+# Cyclic sampling.
+
+CONTENTS = [bytes([i, i // 3]) for i in range(N)]
+
+
+def test_a_unit_is_drawn_at_most_once_in_any_round():
+    sampler, last = CyclicPoissonSampler(CONTENTS, 5, 0.9), {}
+    for step in range(1, 200):
+        for unit in sampler.draw(step).tolist():
+            assert step - last.get(unit, -5) >= 5
+            last[unit] = step
+    assert len(last) == N
+
+
+def test_within_its_turn_a_unit_is_drawn_as_often_as_accounted():
+    sampler, rounds = CyclicPoissonSampler(CONTENTS, 4, P), 3000
+    counts = np.bincount(np.concatenate([sampler.draw(step) for step in range(4 * rounds)]), minlength=N)
+    z = (counts - rounds * P) / np.sqrt(rounds * P * (1 - P))
+    assert SURE < stats.chi2(N).cdf((z**2).sum()) < 1 - SURE
+
+
+def test_a_step_draws_from_the_group_of_its_number_also_after_a_resume():
+    for step in (1, 6, 11):
+        drawn = CyclicPoissonSampler(CONTENTS, 5, 1.0).draw(step)
+        assert drawn.tolist() == [i for i, content in enumerate(CONTENTS) if group_of(content, 5) == 1]
+
+
+def test_groups_are_of_like_size():
+    sizes = np.bincount([group_of(i.to_bytes(4), 8) for i in range(40_000)])
+    assert stats.chisquare(sizes).pvalue > SURE
+
+
+def test_one_band_draws_like_plain_poisson():
+    assert CyclicPoissonSampler(CONTENTS, 1, 1.0).draw(3).tolist() == list(range(N))

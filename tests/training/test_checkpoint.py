@@ -9,13 +9,14 @@ from reticent.training.checkpoint import State
 
 
 def _state(step):
-    return State(step, {"w": torch.full((3,), float(step))}, {"lr": 0.1}, 1.5)
+    return State(step, {"w": torch.full((3,), float(step))}, {"lr": 0.1}, 1.5, 0.3)
 
 
 def test_a_checkpoint_reads_back_as_it_was(tmp_path):
     checkpoint.save(tmp_path / "c", _state(3))
     found = checkpoint.load(tmp_path / "c")
-    assert found is not None and (found.step, found.seconds, found.optimizer) == (3, 1.5, {"lr": 0.1})
+    assert found is not None
+    assert (found.step, found.seconds, found.optimizer, found.clip_norm) == (3, 1.5, {"lr": 0.1}, 0.3)
     assert torch.equal(found.weights["w"], torch.full((3,), 3.0))
 
 

@@ -1,0 +1,116 @@
+"""The benchmark's harness on a tiny random model: its contenders compute the same sum, and it says what it found."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "engine.py"
+
+
+@pytest.fixture(scope="module")
+def engine() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark_engine", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def setup(engine: ModuleType) -> Any:
+    """A tiny model and rows that do not hold a whole batch."""
+    return engine.Setup(model="random-tiny", device="cpu", threads=1, tokens=80, max_tokens=48, file=None)
+
+
+def race(engine: ModuleType, setup: Any, mode: str) -> Any:
+    everyone = [contender.name for contender in engine.CONTENDERS]
+    case = engine.Case(mode, "float32", "random", 12)  # more than a padded contender takes at once
+    return engine.compare(setup, case, everyone, 2)
+
+
+@pytest.mark.parametrize("mode", ["LoRA", "full"])
+def test_every_contender_computes_the_sum_or_is_shown_at_fault(engine, setup, mode):
+    outcome = race(engine, setup, mode)
+    wrong = {name for name, error in outcome.errors.items() if error > 1e-5}
+    assert wrong <= {"dp-lora ghost clipping"}  # its norms are bounds
+    assert {"ours, packed", "non-private, padded", "Opacus hooks"} <= outcome.errors.keys()
+    tied = any("tying" in fault for fault in outcome.faults.values())
+    assert tied == (mode == "full")  # Opacus' ghost clipping refuses a head tied to the embedding
+    assert all(name in engine.table(outcome) for name in outcome.errors | outcome.faults)
+
+
+def test_about_half_of_the_units_are_clipped(engine, setup):
+    model = engine.build(setup, "LoRA", "float32")
+    units = engine.batches(engine.records(setup, "random"), 20, 1)[0]
+    clip = engine.median_norm(model, units)
+    norms = [norm for _, norm in engine.unit_gradients(engine.twin(model, "sdpa"), units)]
+    assert sum(norm > clip for norm in norms) == 10
+
+
+def test_contenders_share_weights_and_nothing_else(engine, setup):
+    model = engine.build(setup, "full", "float32")
+    other = engine.twin(model, "sdpa")
+    weight, again = model.lm_head.weight, other.lm_head.weight
+    assert weight.data_ptr() == again.data_ptr() and weight is not again
+    assert other.model.embed_tokens.weight is again  # still tied
+    assert (model.config._attn_implementation, other.config._attn_implementation) == ("reticent_segments", "sdpa")
+
+
+def test_a_claim_is_the_median_of_ratios_within_rounds(engine):
+    found = engine.claim("time", [1.0, 2.0, 30.0], [1.0, 4.0, 10.0, 7.0], 0.9)
+    assert (found.ratio, found.holds) == (1.0, False)
+    assert engine.claim("time", [1.0, 2.0], [2.0, 8.0], 3.0, least=True).ratio == 3.0
+    assert engine.claim("memory", [1.0, 3.0], [2.0, 2.0], 0.5, worst=True).ratio == 1.5
+
+
+def test_whole_steps_are_measured(engine, setup):
+    whole = engine.steps(setup, engine.Case("LoRA", "float32", "random", 4), 2)
+    assert [len(seconds) for seconds in whole.seconds.values()] == [2, 2]
+    assert len(engine.claims_of_steps(whole)) == 1
+
+
+def test_growth_is_measured_by_the_token(engine, setup, monkeypatch):
+    monkeypatch.setattr(engine, "race", lambda tasks, rounds, device: {name: [1.0] * rounds for name in tasks})
+    outcome = engine.growth(setup, engine.Case("LoRA", "float32", "random", 8), (2, 8), 2)
+    tokens = [
+        sum(len(unit.records[0]) for unit in units) for units in engine.batches(engine.records(setup, "random"), 8, 2)
+    ]
+    assert outcome.seconds["batch 8"] == [1 / count for count in tokens]
+
+
+def test_peak_memory_is_above_the_loaded_model(engine, setup):
+    case = engine.Case("LoRA", "float32", "random", 8)
+    assert 0 <= engine.peak(setup, case, "non-private, padded", 1.0, 0) < 1000
+
+
+def test_a_run_prints_and_writes_what_it_found(engine, tmp_path, capsys, monkeypatch):
+    here = {engine.peak: lambda *values: 1.0}  # too little memory to be seen in a process that has had more
+    monkeypatch.setattr(engine, "alone", lambda function, *values: here.get(function, function)(*values))
+    path = tmp_path / "results" / "engine.json"
+    options = "--quick --only lora growth --model random-tiny --source random --max-tokens 24 --batches 3 --rounds 1"
+    claims = engine.main([*options.split(), "--json", str(path)])
+    saved = json.loads(path.read_text())
+    assert [row["metric"] for row in saved["rows"]] == [claim.metric for claim in claims]
+    assert saved["versions"]["torch"] and saved["machine"]["threads"] == 1
+    assert saved["table"] in capsys.readouterr().out
+
+
+def test_records_come_from_a_file_of_any_known_form(engine, tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n{"input": "c", "output": "d"}\n')
+    assert [(record.prompt, record.completion) for record in engine.read(path)] == [("a", "b"), ("c", "d")]
+
+
+def test_records_of_an_unknown_form_are_refused(engine, tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"body": "secret"}\n')
+    with pytest.raises(engine.DataError) as refused:
+        engine.read(path)
+    assert "secret" not in str(refused.value)
