@@ -9,6 +9,7 @@ definition. What is not measured: quality of the trained models, and more than o
 
 import argparse
 import copy
+import ctypes
 import gc
 import json
 import math
@@ -106,9 +107,9 @@ class Contender(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What a race found, by contender: seconds of each round, peak MiB of two batches, error of the sum.
+    """What a race found, by contender: seconds of each round, peak MiB of each batch, error of the sum.
 
-    ``faults``: why a peer has no figures.
+    ``starts``: peak MiB while the contender is made. ``faults``: why a peer has no figures.
     """
 
     case: Case
@@ -116,6 +117,7 @@ class Outcome:
     clip: float
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peaks: dict[str, list[float]] = field(default_factory=dict)
+    starts: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
@@ -601,40 +603,70 @@ def about(setup: Setup, found: Sequence[Sequence[Unit]], clip: float, rounds: in
     )
 
 
-def peaks(setup: Setup, case: Case, name: str, clip: float, count: int) -> list[float]:
-    """Peak MiB of a contender in each of ``count`` batches; not a number where there is too little memory."""
+def keep(outcome: Outcome, name: str, found: Sequence["Peak"]) -> None:
+    """Adds the memory of a contender."""
+    outcome.peaks[name] = [peak.step for peak in found]
+    outcome.starts[name] = max(peak.start for peak in found)
+
+
+class Peak(NamedTuple):
+    """MiB above the loaded model: most while the contender is made, and most during one step."""
+
+    start: float
+    step: float
+
+
+def peaks(setup: Setup, case: Case, name: str, clip: float, count: int) -> list[Peak]:
+    """Of a contender in each of ``count`` batches; not a number where there is too little memory."""
     say(f"{case}: memory of {name}")
     found = []
     for index in range(count):
         try:
             found.append(alone(peak, setup, case, name, clip, index))
         except BrokenProcessPool:  # ended by the system
-            found.append(math.nan)
+            found.append(Peak(math.nan, math.nan))
     return found
 
 
-def peak(setup: Setup, case: Case, name: str, clip: float, index: int) -> float:
-    """MiB that one step needs above the loaded model, to be called in a new process.
+def peak(setup: Setup, case: Case, name: str, clip: float, index: int) -> Peak:
+    """Of one contender and batch, to be called in a new process.
 
-    On Linux: resident memory, whose high-water mark can be reset. On a GPU: what torch allocated there.
+    On Linux: resident memory, whose high-water mark can be reset. On a GPU: what torch allocated there. The loaded model
+    is read before the contender is made: what that takes and frees stays with the process, and would hide the step.
     """
     units = batches(records(setup, case.source), case.batch, 2)[index]
     model = build(setup, case.mode, case.dtype)
     (contender,) = (c for c in CONTENDERS if c.name == name)
-    if setup.device == "cuda":
-        step = enter(contender, model, clip, setup.tokens)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(units)
-        return float(torch.cuda.max_memory_allocated() - before) / MIB
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()  # weights in a mapped file are not in memory before their first use
+    if contender.peer:
+        contender.make(build(replace(setup, model="random-tiny"), case.mode, case.dtype), clip, setup.tokens)  # imports
+    if setup.device == "cpu":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # weights in a mapped file are not in memory before their first use
+    loaded = settled(setup.device)
     step = enter(contender, model, clip, setup.tokens)
+    start = most(setup.device) - loaded
+    settled(setup.device)
+    sums = step(units)
+    found = Peak(start / MIB, (most(setup.device) - loaded) / MIB)
+    least = sum(value.nbytes for value in sums.values()) / MIB
+    assert found.step > least - 16, f"{name}: {found.step:.0f} MiB cannot hold a sum of {least:.0f} MiB"
+    return found
+
+
+def settled(device: str) -> int:
+    """Bytes in use once what was freed is given back; `most` begins anew."""
     gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return int(torch.cuda.memory_allocated())
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
-    step(units)
-    return (memory("VmHWM") - before) / MIB
+    return memory("VmRSS")
+
+
+def most(device: str) -> int:
+    """The most bytes in use since `settled`."""
+    return int(torch.cuda.max_memory_allocated()) if device == "cuda" else memory("VmHWM")
 
 
 def memory(what: Literal["VmRSS", "VmHWM"]) -> int:
@@ -836,15 +868,18 @@ def table(outcome: Outcome) -> str:
     lines = [
         f"**{outcome.case}**: {outcome.about}.",
         "",
-        f"| contender | seconds | time / {base} | peak MiB | error of the sum |",
-        "|---|---|---|---|---|",
+        f"| contender | seconds | time / {base} | MiB to start | peak MiB | error of the sum |",
+        "|---|---|---|---|---|---|",
     ]
     for name, seconds in outcome.seconds.items():
         ratios = [a / b for a, b in zip(seconds, outcome.seconds[base], strict=False)]
         peaks = " / ".join(f"{value:,.0f}" for value in outcome.peaks.get(name, []))
+        start = f"{outcome.starts[name]:,.0f}" if name in outcome.starts else ""
         error = f"{outcome.errors[name]:.0e}" if name in outcome.errors else ""
-        lines.append(f"| {name} | {quartiles(seconds, '.3g')} | {quartiles(ratios, '.2f')} | {peaks} | {error} |")
-    lines += [f"| {name} | {fault} | | | |" for name, fault in outcome.faults.items()]
+        lines.append(
+            f"| {name} | {quartiles(seconds, '.3g')} | {quartiles(ratios, '.2f')} | {start} | {peaks} | {error} |"
+        )
+    lines += [f"| {name} | {fault} | | | | |" for name, fault in outcome.faults.items()]
     return "\n".join(lines)
 
 
@@ -897,7 +932,7 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--file", metavar="FILE", help="records with text, prompt and completion, or input and output")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--rounds", type=int, help="default: 5 of LoRA with the first batch size, else 3; quick 2")
+    parser.add_argument("--rounds", type=int, help="default: 5 of LoRA with the first batch size, else 3; quick 1 or 2")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], metavar="RECORDS")
     parser.add_argument(
         "--model", default="bundled/smollm2-135m", help=f"a name, a folder or one of {', '.join(RANDOM)}"
@@ -968,7 +1003,7 @@ def run(setup: Setup, asked: argparse.Namespace) -> Iterator[tuple[Outcome, list
     sections = {"lora": lora, "bf16": ("LoRA", "bfloat16"), "full": full}
     if quick or setup.device == "cuda" or not torch.cpu._is_avx512_bf16_supported():
         del sections["bf16"]
-    few = 2 if quick else 3
+    few = 1 if quick else 3
     for section, (mode, dtype) in sections.items():
         for source in sources if section in only else []:
             for size in sizes[:1] if section == "bf16" else sizes:
@@ -978,9 +1013,9 @@ def run(setup: Setup, asked: argparse.Namespace) -> Iterator[tuple[Outcome, list
                 outcome = alone(compare, setup, case, names, rounds)
                 for name in outcome.errors if first else []:
                     if not quick or name in (OURS, PACKED, HOOKS):
-                        outcome.peaks[name] = peaks(setup, case, name, outcome.clip, 1 if quick else 2)
+                        keep(outcome, name, peaks(setup, case, name, outcome.clip, 1 if quick else 2))
                 yield outcome, claims_of(outcome)
-    rounds = asked.rounds or few
+    rounds = asked.rounds or (2 if quick else 3)
     if "steps" in only:
         for mode, dtype in [lora] if quick else [lora, full]:
             outcome = alone(steps, setup, Case(mode, dtype, sources[-1], sizes[-1]), rounds)
@@ -991,7 +1026,7 @@ def run(setup: Setup, asked: argparse.Namespace) -> Iterator[tuple[Outcome, list
         within = replace(setup, tokens=row_for(setup, case.source, several[0]))
         outcome = alone(growth, within, case, several, rounds)
         for size in several:
-            outcome.peaks[grown(size)] = peaks(within, replace(case, batch=size), OURS, outcome.clip, 2)
+            keep(outcome, grown(size), peaks(within, replace(case, batch=size), OURS, outcome.clip, 2))
         yield outcome, claims_of_growth(outcome)
 
 

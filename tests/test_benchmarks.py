@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "engine.py"
 
@@ -85,13 +86,31 @@ def test_growth_is_measured_by_the_token(engine, setup, monkeypatch):
     assert outcome.seconds["batch 8"] == [1 / count for count in tokens]
 
 
-def test_peak_memory_is_above_the_loaded_model(engine, setup):
-    case = engine.Case("LoRA", "float32", "random", 8)
-    assert 0 <= engine.peak(setup, case, "non-private, padded", 1.0, 0) < 1000
+def test_memory_that_a_contender_frees_while_it_is_made_does_not_hide_the_step(engine, setup, monkeypatch):
+    size = 64 * 2**20 // 4
+
+    def wasteful(model: Any, clip: float, tokens: int) -> Any:
+        waste = [torch.ones(2**16) for _ in range(800)]  # 200 MiB in pieces, which the heap keeps
+        del waste
+        return lambda units: {"sum": torch.ones(size)}
+
+    monkeypatch.setattr(engine, "CONTENDERS", (engine.Contender("wasteful", wasteful, True),))
+    found = engine.peak(setup, engine.Case("LoRA", "float32", "random", 8), "wasteful", 1.0, 0)
+    assert found.start > 190 and 60 < found.step < 100
+
+
+def test_a_reading_below_the_size_of_the_sum_is_refused(engine, setup, monkeypatch):
+    monkeypatch.setattr(engine, "most", lambda device: 0)
+    large = engine.Contender("large", lambda *made: lambda units: {"sum": torch.ones(2**23)}, True)
+    monkeypatch.setattr(engine, "CONTENDERS", (large,))
+    with pytest.raises(AssertionError, match="cannot hold a sum of 32 MiB"):
+        engine.peak(setup, engine.Case("LoRA", "float32", "random", 8), "large", 1.0, 0)
 
 
 def test_a_run_prints_and_writes_what_it_found(engine, tmp_path, capsys, monkeypatch):
-    here = {engine.peak: lambda *values: 1.0}  # too little memory to be seen in a process that has had more
+    here = {
+        engine.peak: lambda *values: engine.Peak(1.0, 1.0)
+    }  # too little memory to be seen in a process that has had more
     monkeypatch.setattr(engine, "alone", lambda function, *values: here.get(function, function)(*values))
     path = tmp_path / "results" / "engine.json"
     options = "--quick --only lora growth --model random-tiny --source random --max-tokens 24 --batches 3 --rounds 1"

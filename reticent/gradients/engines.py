@@ -10,9 +10,8 @@ parameter. `OneByOne` is slow and exact for everything else. `Batch` does not cl
 exact is refused by `engine_for`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -62,10 +61,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class _Reader:
-    """Reads the rows of a draw; what all engines share.
-
-    ``agree`` maps a number of rows to the number that all ranks read: those with fewer rows read empty ones as well.
-    """
+    """Reads the rows of a draw; what all engines share."""
 
     def __init__(
         self,
@@ -74,7 +70,6 @@ class _Reader:
         *,
         loss: Loss,
         micro_batch_tokens: int,
-        agree: Callable[[int], int] = int,
     ) -> None:
         if loss not in ("sum", "mean"):
             raise PrivacyError(
@@ -82,7 +77,7 @@ class _Reader:
                 "couple the records of a batch, and then no unit's share of the gradient is bounded."
             )
         self.model, self._rules = model, rules
-        self._loss, self._tokens, self._agree = loss, micro_batch_tokens, agree
+        self._loss, self._tokens = loss, micro_batch_tokens
         self._step = Step()
         head = output_head(model)
         self._head = head if head is not None and _ends_in(model, head) else None
@@ -93,12 +88,7 @@ class _Reader:
 
     def groups(self, units: Sequence[Unit]) -> Iterator[list[Row]]:
         """The rows of a draw, in groups that complete their units."""
-        groups = list(pack(units, max_tokens=self._tokens, loss=self._loss))
-        yield from groups
-        count = sum(map(len, groups))
-        for _ in range(self._agree(count) - count):
-            ((row,),) = pack([_two_tokens()], max_tokens=2, loss="sum")
-            yield [replace(row, weights=torch.zeros_like(row.weights))]
+        return pack(units, max_tokens=self._tokens, loss=self._loss)
 
     def backward(self, row: Row, tally: Tally | None = None) -> float:
         """The loss of ``row``. Its gradients go to ``tally``; without one, to the parameters."""
@@ -128,10 +118,6 @@ class _Reader:
         return found
 
 
-def _two_tokens() -> Unit:
-    return Unit("", (Tokens(np.array([0, 1]), np.array([False, True])),))
-
-
 def _records(units: Sequence[Unit]) -> int:
     return sum(len(unit.records) for unit in units)
 
@@ -139,10 +125,8 @@ def _records(units: Sequence[Unit]) -> int:
 class Batch:
     """Ordinary training: the plain sum of all gradients, nothing clipped."""
 
-    def __init__(
-        self, model: PreTrainedModel, *, loss: Loss, micro_batch_tokens: int, agree: Callable[[int], int] = int
-    ) -> None:
-        self._reader = _Reader(model, lora_rules(model), loss=loss, micro_batch_tokens=micro_batch_tokens, agree=agree)
+    def __init__(self, model: PreTrainedModel, *, loss: Loss, micro_batch_tokens: int) -> None:
+        self._reader = _Reader(model, lora_rules(model), loss=loss, micro_batch_tokens=micro_batch_tokens)
 
     def unit_sum(self, units: Sequence[Unit]) -> UnitSum:
         """The sum of the gradients of ``units``."""
@@ -162,10 +146,9 @@ class OneByOne:
         clipping: Clipping,
         loss: Loss,
         micro_batch_tokens: int,
-        agree: Callable[[int], int] = int,
     ) -> None:
         self.clipping = clipping
-        self._reader = _Reader(model, (), loss=loss, micro_batch_tokens=micro_batch_tokens, agree=agree)
+        self._reader = _Reader(model, (), loss=loss, micro_batch_tokens=micro_batch_tokens)
         self._layers = layers(trained(model))
 
     def unit_sum(self, units: Sequence[Unit]) -> UnitSum:
@@ -198,13 +181,12 @@ class Packed:
         clipping: Clipping,
         loss: Loss,
         micro_batch_tokens: int,
-        agree: Callable[[int], int] = int,
     ) -> None:
         covered = coverage(model)
         if covered.missing:
             raise ModelError(why_not_packed(model) or "")
         self.clipping = clipping
-        self._reader = _Reader(model, covered.rules, loss=loss, micro_batch_tokens=micro_batch_tokens, agree=agree)
+        self._reader = _Reader(model, covered.rules, loss=loss, micro_batch_tokens=micro_batch_tokens)
         self._whole, self._layers = covered.whole, layers(trained(model))
 
     def unit_sum(self, units: Sequence[Unit]) -> UnitSum:
@@ -232,7 +214,10 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     missing = coverage(model).missing
     if not missing:
         return None
-    return f"{len(missing)} of {len(trained(model))} trained parameters have no fast rule, the first is {missing[0]}"
+    return (
+        f"{len(missing)} of {len(trained(model))} trained parameters have no fast rule, the first is {missing[0]}, so "
+        "every unit is read by itself"
+    )
 
 
 def engine_for(
@@ -241,7 +226,6 @@ def engine_for(
     clipping: Clipping | None,
     loss: Loss,
     micro_batch_tokens: int,
-    agree: Callable[[int], int] = int,
 ) -> Engine:
     """The fastest exact engine for ``model``; no clipping if ``clipping`` is None.
 
@@ -251,12 +235,12 @@ def engine_for(
         ModelError: no engine can be exact.
     """
     if clipping is None:
-        return Batch(model, loss=loss, micro_batch_tokens=micro_batch_tokens, agree=agree)
+        return Batch(model, loss=loss, micro_batch_tokens=micro_batch_tokens)
     refuse_inexact(model)
-    one_by_one = OneByOne(model, clipping=clipping, loss=loss, micro_batch_tokens=micro_batch_tokens, agree=agree)
+    one_by_one = OneByOne(model, clipping=clipping, loss=loss, micro_batch_tokens=micro_batch_tokens)
     if coverage(model).missing:
         return one_by_one
-    packed = Packed(model, clipping=clipping, loss=loss, micro_batch_tokens=micro_batch_tokens, agree=agree)
+    packed = Packed(model, clipping=clipping, loss=loss, micro_batch_tokens=micro_batch_tokens)
     return packed if _agree_on(model, packed, one_by_one) else one_by_one
 
 

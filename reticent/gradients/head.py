@@ -38,18 +38,19 @@ class HeadLoss(torch.autograd.Function):
         dh, losses = torch.empty_like(h), torch.empty(count, device=h.device)
         for start in range(0, count, _CHUNK):
             part = slice(start, start + _CHUNK)
-            at = torch.arange(len(labels[part]), device=h.device)
+            own, weight_of = labels[part, None], weights[part, None]
             if trained and h.dtype == torch.float32:  # formed where it will be kept
                 logits = torch.mm(h[part], weight.t(), out=scores[part])
                 if bias is not None:
                     logits.add_(bias)
             else:
                 logits = linear(h[part], weight, bias).float()
-            lse = logits.logsumexp(1, keepdim=True)
-            losses[part] = lse[:, 0] - logits[at, labels[part]]
-            logits.sub_(lse).exp_()
-            logits[at, labels[part]] -= 1
-            logits.mul_(weights[part, None])
+            # As probabilities minus one-hot; scores are taken off their maximum first, or their digits are lost.
+            logits.sub_(logits.amax(1, keepdim=True))
+            at_label = logits.gather(1, own)
+            size = logits.exp_().sum(1, keepdim=True)
+            losses[part] = (size.log() - at_label)[:, 0]
+            logits.mul_(weight_of / size).scatter_add_(1, own, -weight_of)
             low = logits.to(h.dtype)
             dh[part] = low @ weight
             if trained and low is not logits:

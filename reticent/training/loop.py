@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from reticent.errors import PrivacyError
-from reticent.gradients.engines import Engine, Sums, engine_for, trained
+from reticent.gradients.engines import Engine, OneByOne, Sums, engine_for, trained, why_not_packed
 from reticent.gradients.rows import Loss, Unit
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.noise import Mechanism, mechanism_for
@@ -101,6 +101,8 @@ def train(
         loss=settings.loss,
         micro_batch_tokens=settings.micro_batch_tokens,
     )
+    if isinstance(engine, OneByOne):
+        progress.say(f"one unit at a time: {why_not_packed(model) or 'packed rows are not exact for this model'}")
     team.spread(model, shard=settings.shard)
     ledger = None if files is None else _ledger(files.ledger, plan)
     optimizer = _optimizer(model, settings, private=mechanism is not None)

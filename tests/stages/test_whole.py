@@ -147,7 +147,7 @@ def test_the_unit_may_be_the_record(place):
 
 def test_every_weight_may_be_trained(place):
     settings = ["-s", "model.adapter.kind=full", "-s", "train.steps=2", "-s", "data.canaries=null"]
-    assert "one unit at a time, slow" in place.call("check", "my.yaml", *settings).stdout
+    assert "packed rows" in place.call("check", "my.yaml", *settings).stdout
     place.call("run", "my.yaml", *settings)
     assert place.releases() == 2
     assert (place.run.model_folder("private") / "model.safetensors").is_file()
