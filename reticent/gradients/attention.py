@@ -3,12 +3,17 @@
 A segment is a record (causal) or a tree of continuations of one prompt (every token sees its ancestors). What is not
 covered: architectures that do not call the attention interface or mix tokens in other ways too (convolutions, state
 spaces), soft-capped scores, attention sinks and positions that depend on the length of the row; they are refused.
+
+On a GPU in half precision a row of causal segments is one call of torch's flash attention, without padding. All else
+goes through batches of segments of like length.
 """
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +21,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from reticent.errors import ModelError
+
+_varlen: Callable[..., Any] | None
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen
+except ImportError:  # torch 2.9
+    _varlen = None
 
 NAME = "reticent_segments"
 
@@ -34,13 +45,31 @@ class _Row:
 
     parts: Sequence[Segment]
     asked: bool = False
-    layouts: "dict[int | None, _Layout]" = field(default_factory=dict)
+    layouts: "dict[tuple[int | None, torch.device], _Layout]" = field(default_factory=dict)
+    bounds: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(end - start for start, end, _ in self.parts)
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether no segment has a mask."""
+        return all(mask is None for _, _, mask in self.parts)
 
     def layout(self, window: int | None, device: torch.device) -> "_Layout":
         """How the segments are batched, the same for all layers with this attention window."""
-        if window not in self.layouts:
-            self.layouts[window] = _layout(self.parts, window, device)
-        return self.layouts[window]
+        if (window, device) not in self.layouts:
+            self.layouts[window, device] = _layout(self.parts, window, device)
+        return self.layouts[window, device]
+
+    def bound(self, device: torch.device) -> torch.Tensor:
+        """(segments + 1) int32, the segments' ends behind a zero, the same for all layers."""
+        if device not in self.bounds:
+            ends = [0, *(part.end for part in self.parts)]
+            self.bounds[device] = torch.tensor(ends, dtype=torch.int32, device=device)
+        return self.bounds[device]
 
 
 # Not of a thread: with gradient checkpointing, layers read the row again in autograd's own threads. One row at a time.
@@ -146,8 +175,12 @@ def _attend(
     row.asked = True
     if rest.get("softcap") is not None or rest.get("s_aux") is not None:
         raise ModelError(f"{type(module).__name__} changes attention scores in a way packed rows do not support")
-    layout = row.layout(sliding_window, query.device)
-    padded = [_take(x[0].transpose(0, 1), layout.take, layout.back).split(layout.sizes) for x in (query, key, value)]
+    window = sliding_window if sliding_window is not None and sliding_window < row.longest else None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, dim)
+    if varlen := _kernel(q, v, row, window, dropout):
+        return _flash(varlen, q, k, v, row, window, scaling)[None], None
+    layout = row.layout(window, query.device)
+    padded = [_take(x, layout.take, layout.back).split(layout.sizes) for x in (q, k, v)]
     out = []
     for (count, mask), q, k, v in zip(layout.groups, *padded, strict=True):
         q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))  # (records, heads, tokens, dim)
@@ -159,6 +192,61 @@ def _attend(
             )
         out.append(attended.transpose(1, 2).flatten(0, 1))
     return _drop(torch.cat(out), layout.back)[None], None
+
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _kernel(
+    query: torch.Tensor, value: torch.Tensor, row: _Row, window: int | None, dropout: float
+) -> Callable[..., Any] | None:
+    """Torch's attention for packed rows if it can do this: flash attention has no masks of one's own."""
+    dim = query.shape[-1]
+    fits = dim <= 256 and dim % 8 == 0 and value.shape[-1] == dim and query.dtype in _HALF
+    if _varlen is None or not (fits and row.causal and not dropout and _has_flash(query.device)):
+        return None
+    return _varlen if window is None or "window_size" in _options(_varlen) else None
+
+
+def _has_flash(device: torch.device) -> bool:
+    """Flash attention needs a GPU of the Ampere generation or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _options(varlen: Callable[..., Any]) -> frozenset[str]:
+    """What it takes: torch 2.10 has ``is_causal``, later ``scale`` and ``window_size``, then ``enable_gqa`` too."""
+    return frozenset(inspect.signature(varlen).parameters)
+
+
+def _flash(
+    varlen: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row: _Row,
+    window: int | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Causal attention of the whole row in one call. ``query``: (T, heads, dim), as the result."""
+    takes = _options(varlen)
+    options: dict[str, Any] = {}
+    if "enable_gqa" in takes:
+        options["enable_gqa"] = True
+    else:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    if "scale" in takes:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    if "is_causal" in takes:
+        options["is_causal"] = True
+    if "window_size" in takes:
+        # Tokens to the left and right, the token itself not counted; a tuple, for torch compares it with (-1, 0).
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    bound, longest = row.bound(query.device), row.longest
+    attended: torch.Tensor = varlen(query, key, value, bound, bound, longest, longest, **options)
+    return attended
 
 
 _SHORT = 512

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from scipy.linalg.blas import ssyrk
 from torch.nn.functional import grouped_mm
 
 from reticent.errors import PrivacyError
@@ -204,13 +205,14 @@ class Tally:
         # Layers that read the same vectors (query, key, value) come one after another and share their Gram matrices.
         last = self._last
         if last is None or last[0].data_ptr() != b.data_ptr() or last[0].shape != b.shape or len(last[1]) < len(bounds):
-            self._last = last = (b, [b[s:e] @ b[s:e].t() for s, e in bounds])
+            self._last = last = (b, [_gram(b[s:e]) for s, e in bounds])
         squares, sizes = [], []
         for (s, e), gram in zip(bounds, last[1][len(last[1]) - len(bounds) :], strict=True):
-            terms = gram * (a[s:e] @ a[s:e].t())
+            terms = gram * _gram(a[s:e])
+            terms.diagonal().mul_(0.5)  # the others count twice
             squares.append(terms.sum(dtype=torch.float64))
             sizes.append(terms.abs_().sum(dtype=torch.float64))
-        return torch.stack(squares), torch.stack(sizes)
+        return 2 * torch.stack(squares), 2 * torch.stack(sizes)
 
     def _mistrust(self) -> None:
         """Forms the unit gradients whose Gram norms drown in rounding, because their tokens nearly cancel."""
@@ -239,6 +241,14 @@ def grouped(a: torch.Tensor, b: torch.Tensor, ends: tuple[int, ...]) -> torch.Te
         offsets = torch.tensor(ends, dtype=torch.int32, device=a.device)
         return grouped_mm(a.t(), b, offs=offsets).float()
     return torch.stack([(a[s:e].t() @ b[s:e]).float() for s, e in pairwise((0, *ends))])
+
+
+def _gram(x: torch.Tensor) -> torch.Tensor:
+    """The upper triangle of x x^T, (tokens, tokens)."""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.get_num_threads() == 1:
+        # Half the work; with several threads, its threads and torch's would wait for each other.
+        return torch.from_numpy(ssyrk(1.0, x.numpy().T, trans=1))
+    return (x @ x.t()).triu_()
 
 
 def _first_short(ends: tuple[int, ...], rows: int, columns: int) -> int:

@@ -115,6 +115,17 @@ def test_full_fine_tuning_equals_the_oracle(tiny, kind, family, longest):
     assert _relative_error(tiny, found, tiny.oracle(model, units, clip=1.0)) < 1e-5
 
 
+def test_several_threads_equal_the_oracle(tiny):
+    """They take Gram matrices by another routine."""
+    model, units = tiny.model("llama-tied").requires_grad_(True), tiny.units(8, longest=6)
+    torch.set_num_threads(2)
+    try:
+        found = _sum(Packed, model, units)
+    finally:
+        torch.set_num_threads(1)
+    assert _relative_error(tiny, found, tiny.oracle(model, units, clip=1.0)) < 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_covered_by_rules(tiny, family):
     model = tiny.model(family).requires_grad_(True)
