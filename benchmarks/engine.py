@@ -3,8 +3,8 @@
 Every contender gets the same records and computes the same thing, the sum over records of the clipped gradient of the
 record's mean loss; the non-private ones leave out the clipping. They take turns on the same batches, in a new order
 each round, so that a busy machine slows all of them; ratios are taken within a round. Peak memory is measured in a new
-process for each contender and batch. The error of a sum is relative to the naive loop: one record at a time, the
-definition. What is not measured: quality of the trained models, and more than one device.
+process for each contender and batch. The error of a sum is relative to the naive loop in float64: one record at a time,
+the definition. What is not measured: quality of the trained models, and more than one device.
 """
 
 import argparse
@@ -249,7 +249,8 @@ def record_losses(model: Any, units: Sequence[Unit]) -> torch.Tensor:
     """(records,) the mean loss over each record's own trained tokens, nats, through an ordinary padded forward pass."""
     part = padded(units, next(model.parameters()).device)
     logits = model(input_ids=part.ids, attention_mask=part.seen, use_cache=False).logits
-    losses = cross_entropy(logits.float().flatten(0, 1), part.labels.flatten(), reduction="none", ignore_index=-100)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = cross_entropy(logits.flatten(0, 1), part.labels.flatten(), reduction="none", ignore_index=-100)
     return losses.view_as(part.labels).sum(1) / (part.labels != -100).sum(1)
 
 
@@ -563,7 +564,8 @@ def compare(setup: Setup, case: Case, names: Collection[str], rounds: int) -> Ou
     clip = median_norm(model, found[0][:PHYSICAL])
     outcome = Outcome(case, about(setup, found, clip, rounds), clip)
     entered: dict[str, Step] = {}
-    clipped, plain = clipped_sums(twin(model, "sdpa"), found[0], [clip, math.inf])
+    # In float64, loss included: torch's float32 cross-entropy on a CPU alone moves the gradient by up to 1e-4.
+    clipped, plain = clipped_sums(twin(model, "sdpa").double(), found[0], [clip, math.inf])
     for contender in CONTENDERS:
         name = contender.name
         if name not in names or case.mode not in contender.modes:
@@ -631,8 +633,8 @@ def peaks(setup: Setup, case: Case, name: str, clip: float, count: int) -> list[
 def peak(setup: Setup, case: Case, name: str, clip: float, index: int) -> Peak:
     """Of one contender and batch, to be called in a new process.
 
-    On Linux: resident memory, whose high-water mark can be reset. On a GPU: what torch allocated there. The loaded model
-    is read before the contender is made: what that takes and frees stays with the process, and would hide the step.
+    On Linux: resident memory, whose high-water mark can be reset. On a GPU: what torch allocated there. The loaded
+    model is read before the contender is made: what that frees may stay with the process, and would hide the step.
     """
     units = batches(records(setup, case.source), case.batch, 2)[index]
     model = build(setup, case.mode, case.dtype)

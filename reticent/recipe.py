@@ -139,6 +139,18 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the frozen base while training; auto: bfloat16 where the machine computes in it. Trained weights,
     norms, sums and noise are float32, and so is every measurement."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Hold the frozen base in 4 or 8 bits while training adapters (needs an NVIDIA GPU and bitsandbytes); 4bit or 8bit,
+    null: no. The trained model is measured, and meant to be used, on the base as it is: not quantised."""
+
+    @model_validator(mode="after")
+    def _quantized_is_frozen(self) -> Self:
+        if self.quantize is not None and not isinstance(self.adapter, Lora):
+            raise ValueError(
+                f"quantize: {self.quantize} is for a base that stays as it is; it needs adapter: {{kind: lora}}, got "
+                f"{self.adapter.kind}"
+            )
+        return self
 
 
 class Train(Section):
@@ -166,8 +178,8 @@ class Train(Section):
     """Steps of linear warm-up."""
     loss: Literal["sum", "mean"] = "sum"
     """Of a record's own tokens."""
-    micro_batch_tokens: int = Field(default=2048, ge=16)
-    """Tokens computed at once: memory, never the result."""
+    micro_batch_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = 2048
+    """Tokens computed at once: memory, never the result. auto: the most that fit, searched for before training."""
     gradient_checkpointing: bool = False
     """Compute each layer again on the way back instead of keeping it: less memory, about a third more time."""
     checkpoint_every: int = Field(default=20, ge=1)
@@ -181,6 +193,12 @@ class Train(Section):
     def _warmup_fits(self) -> Self:
         if self.warmup > self.steps:
             raise ValueError(f"warmup must be <= steps ({self.steps}), got {self.warmup}")
+        return self
+
+    @model_validator(mode="after")
+    def _searched_where_it_is_trained(self) -> Self:
+        if self.shard and self.micro_batch_tokens == "auto":
+            raise ValueError("micro_batch_tokens: auto tries the whole model in one process; with shard, set a number")
         return self
 
     @model_validator(mode="after")
@@ -289,6 +307,15 @@ class Recipe(Section):
     privacy: Annotated[NonPrivate | DPSGD | DPMF, Field(discriminator="kind")]
     audit: Audit = Audit()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _quantized_is_whole(self) -> Self:
+        if self.model.quantize is not None and self.train.shard:
+            raise ValueError(
+                f"model.quantize: {self.model.quantize} holds the whole model on one GPU; say train.shard: false, or "
+                "model.quantize: null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _dp_adam_has_noise(self) -> Self:

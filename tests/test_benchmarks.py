@@ -47,6 +47,12 @@ def test_every_contender_computes_the_sum_or_is_shown_at_fault(engine, setup, mo
     assert all(name in engine.table(outcome) for name in outcome.errors | outcome.faults)
 
 
+def test_the_reference_is_float64_up_to_the_loss(engine, setup):
+    model = engine.twin(engine.build(setup, "LoRA", "float32"), "sdpa").double()
+    units = engine.batches(engine.records(setup, "random"), 2, 1)[0]
+    assert engine.record_losses(model, units).dtype == torch.float64
+
+
 def test_about_half_of_the_units_are_clipped(engine, setup):
     model = engine.build(setup, "LoRA", "float32")
     units = engine.batches(engine.records(setup, "random"), 20, 1)[0]

@@ -73,6 +73,14 @@ def test_unknown_key_of_another_kind_says_which_kind_has_it(load):
             "privacy.clip_quantile; 'dp-mf' has no such key, dp-sgd has",
         ),
         (["train.momentum=0.5"], "train: momentum needs optimizer: sgd, got adamw"),
+        (["train.micro_batch_tokens=8"], "greater than or equal to 16 or 'auto', got 8"),
+        (
+            ["train.micro_batch_tokens=auto", "train.shard=true"],
+            "train: micro_batch_tokens: auto tries the whole model",
+        ),
+        (["model.quantize=2bit"], "model.quantize must be '4bit' or '8bit', got '2bit'"),
+        (["model.quantize=4bit", "model.adapter.kind=full"], r"model: quantize: 4bit .* \{kind: lora\}, got full"),
+        (["model.quantize=4bit", "train.shard=true"], "^model.quantize: 4bit holds the whole model on one GPU"),
         (["train.optimizer=dp-adam", "privacy={kind: none}"], "^train.optimizer: dp-adam takes noise off"),
         (["privacy.delta=1"], "privacy.delta must be less than 1, got 1"),
         (["data.source={text: a}"], "data.source: exactly one of path and hub is needed, got neither"),
@@ -148,6 +156,11 @@ def test_every_mechanism_can_be_asked_for(load):
     assert load(BASE, "privacy={kind: dp-mf, epsilon: 2, bands: 4}").privacy == DPMF(epsilon=2, bands=4)
     asked = load(BASE, "privacy.clip_quantile={target: 0.3}").privacy
     assert asked == DPSGD(epsilon=8, clip_quantile=ClipQuantile(target=0.3))
+
+
+def test_the_size_of_a_micro_batch_may_be_searched_for(load):
+    assert load(BASE, "train.micro_batch_tokens=auto").train.micro_batch_tokens == "auto"
+    assert load(BASE, "train.micro_batch_tokens=64").train.micro_batch_tokens == 64
 
 
 def test_override_goes_on_top_of_defaults(load):

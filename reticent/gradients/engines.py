@@ -82,9 +82,12 @@ class _Reader:
         head = output_head(model)
         self._head = head if head is not None and _ends_in(model, head) else None
 
-    def zeros(self) -> Sums:
-        """A float32 zero for each trained parameter."""
-        return {n: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for n, p in trained(self.model).items()}
+    def complete(self, total: Sums) -> Sums:
+        """``total`` in the order of the trained parameters, float32 zeros for those that are not in it."""
+        return {
+            n: total[n] if n in total else torch.zeros(p.shape, dtype=torch.float32, device=p.device)
+            for n, p in trained(self.model).items()
+        }
 
     def groups(self, units: Sequence[Unit]) -> Iterator[list[Row]]:
         """The rows of a draw, in groups that complete their units."""
@@ -132,8 +135,7 @@ class Batch:
         """The sum of the gradients of ``units``."""
         self._reader.take()
         loss = sum(self._reader.backward(row) for group in self._reader.groups(units) for row in group)
-        found = self._reader.take()
-        return UnitSum({**self._reader.zeros(), **found}, loss, _records(units), 0)
+        return UnitSum(self._reader.complete(self._reader.take()), loss, _records(units), 0)
 
 
 class OneByOne:
@@ -153,8 +155,13 @@ class OneByOne:
 
     def unit_sum(self, units: Sequence[Unit]) -> UnitSum:
         """The sum of the clipped gradients of ``units``."""
+        total: Sums = {}
+        return self._add(total, units)._replace(gradient=self._reader.complete(total))
+
+    def _add(self, total: Sums, units: Sequence[Unit], times: float = 1.0) -> UnitSum:
+        """Adds the sum of the clipped gradients of ``units``, so many times, to ``total``."""
         self._reader.take()
-        total, loss, dropped, below = self._reader.zeros(), 0.0, 0, 0
+        loss, dropped, below = 0.0, 0, 0
         for unit in units:
             loss += sum(self._reader.backward(row) for group in self._reader.groups([unit]) for row in group)
             own = self._reader.take()
@@ -162,7 +169,8 @@ class OneByOne:
             factors, finite, within = clip_factors(squares, self.clipping, self._layers)
             if finite:  # 0 times infinity is not 0
                 for name, gradient in own.items():
-                    total[name] += factors[name] * gradient
+                    gradient.mul_(times * factors[name])
+                    total[name] = total[name].add_(gradient) if name in total else gradient
             dropped, below = dropped + int(~finite), below + int(within)
         return UnitSum(total, loss, _records(units), dropped, below)
 
@@ -192,14 +200,15 @@ class Packed:
     def unit_sum(self, units: Sequence[Unit]) -> UnitSum:
         """The sum of the clipped gradients of ``units``."""
         self._reader.take()
-        total, loss, dropped, below = self._reader.zeros(), 0.0, 0, 0
+        total: Sums = {}
+        loss, dropped, below = 0.0, 0, 0
         for group in self._reader.groups(units):
             tally = Tally(self._whole)
             loss += sum(self._reader.backward(row, tally) for row in group)
             self._refuse_other_paths()
             left_out, within = tally.add_clipped(total, self.clipping, self._layers)
             dropped, below = dropped + left_out, below + within
-        return UnitSum(total, loss, _records(units), dropped, below)
+        return UnitSum(self._reader.complete(total), loss, _records(units), dropped, below)
 
     def _refuse_other_paths(self) -> None:
         for name in self._reader.take():
@@ -247,22 +256,19 @@ def engine_for(
 def _agree_on(model: PreTrainedModel, packed: Packed, one_by_one: OneByOne) -> bool:
     """Whether the two engines find the same, parameter by parameter, on units scaled to norm 1."""
     close = 1e-3 if model.dtype == torch.float32 else 0.2  # a wrong rule is off by more than low precision
-    clipping = packed.clipping
-    found = []
-    with _evaluating(model):  # dropout would draw different masks
-        for engine in (packed, one_by_one):
-            engine.clipping = Clipping(1.0, "normalised")
-            try:
-                found.append(engine.unit_sum(_trial(model)).gradient)
-            except PrivacyError:
-                return False
-            finally:
-                engine.clipping = clipping
-    size = torch.stack([value.square().sum() for value in found[1].values()]).sum().sqrt()
-    return all(
-        bool((found[0][name] - value).norm() <= close * (value.norm() + 1e-3 * size))
-        for name, value in found[1].items()
-    )
+    clipping, scaled = packed.clipping, Clipping(1.0, "normalised")
+    packed.clipping = one_by_one.clipping = scaled
+    try:
+        with _evaluating(model):  # dropout would draw different masks
+            rest = packed.unit_sum(_trial(model)).gradient
+            sizes = {name: value.norm() for name, value in rest.items()}
+            one_by_one._add(rest, _trial(model), times=-1.0)  # in place: no third copy of a large model
+    except PrivacyError:
+        return False
+    finally:
+        packed.clipping = one_by_one.clipping = clipping
+    size = torch.stack(list(sizes.values())).norm()
+    return all(bool(value.norm() <= close * (sizes[name] + 1e-3 * size)) for name, value in rest.items())
 
 
 @contextmanager

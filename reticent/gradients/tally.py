@@ -39,6 +39,7 @@ class _Kept:
 class _Rows:
     """Unit gradients of an embedding: ``sums`` (n, d) of its rows ``ids`` (n,), each of the unit ``units`` (n,)."""
 
+    size: int
     ids: torch.Tensor
     units: torch.Tensor
     sums: torch.Tensor
@@ -117,7 +118,7 @@ class Tally:
         self._refuse_second(name, self._rows)
         keys, inverse = torch.unique(ids + size * self.unit_of(len(ids), ids.device), return_inverse=True)
         sums = dy.new_zeros(len(keys), dy.shape[1], dtype=torch.float32).index_add_(0, inverse, dy.float())
-        self._rows[name] = _Rows(keys % size, keys // size, sums)
+        self._rows[name] = _Rows(size, keys % size, keys // size, sums)
 
     def vector(self, name: str, per_token: torch.Tensor) -> None:
         """Adds the unit gradients of a vector from those of each token. ``per_token``: (tokens, *shape)."""
@@ -133,23 +134,25 @@ class Tally:
 
     @torch.no_grad()
     def add_clipped(self, total: Sums, clipping: Clipping, groups: Groups) -> tuple[int, int]:
-        """Adds the clipped unit gradients to ``total``; returns how many units were not finite, and within the norm."""
-        if not self._units:
-            return 0, 0
+        """Adds the clipped unit gradients to ``total`` and gives them up.
+
+        Returns how many units were not finite, and how many within the norm.
+        """
         self._mistrust()
         squares = self._squares()
         factors, finite, below = clip_factors(squares, clipping, groups)
-        for name, gradient in self._formed.items():
-            good = finite[: len(gradient)]
-            if len(gradient) == 1:  # the only one: nothing to choose
-                if good.all():
-                    total[name].add_(gradient[0] * factors[name][0])
-                continue
-            flat, weights = gradient.flatten(1), factors[name][: len(gradient)]
-            if not good.all():
-                flat, weights = flat[good], weights[good]  # 0 times infinity is not 0
-            total[name].view(-1).add_(weights @ flat)
-        for name, kept in self._kept.items():
+        # Sums come to be where what they are formed from is given up, one after another: memory does not add up.
+        while self._formed:
+            name, gradient = self._formed.popitem()
+            good, weights = finite[: len(gradient)], factors[name][: len(gradient)]
+            if not good.all():  # 0 times infinity is not 0
+                gradient, weights = gradient[good], weights[good]
+            if len(gradient) == 1:
+                _add(total, name, gradient[0].mul_(weights[0]))
+            else:
+                _add(total, name, (weights @ gradient.flatten(1)).view(gradient.shape[1:]))
+        while self._kept:
+            name, kept = self._kept.popitem()
             start = kept.ends[kept.first - 1] if kept.first else 0
             unit = self.unit_of(len(kept.a), kept.a.device)[start:]
             a, b = kept.a[start:], kept.b[start:]
@@ -158,10 +161,15 @@ class Tally:
                 a, b, unit = a[good], b[good], unit[good]
             weights = factors[name][unit, None]
             a, b = (a * weights, b) if a.shape[1] < b.shape[1] else (a, b * weights)
-            total[name].addmm_(a.t(), b)
+            if name in total:
+                total[name].addmm_(a.t(), b)
+            else:
+                total[name] = a.t() @ b
         for name, rows in self._rows.items():
             good = finite[rows.units]
             weights = factors[name][rows.units[good], None]
+            if name not in total:
+                total[name] = rows.sums.new_zeros(rows.size, rows.sums.shape[1])
             total[name].index_add_(0, rows.ids[good], rows.sums[good] * weights)
         return int((~finite).sum()), int(below.sum())
 
@@ -230,6 +238,13 @@ class Tally:
                 f"{name} is used more than once in the model's forward pass, which was not so when the engine was "
                 "made: the norm of its unit gradients would be wrong. Make the engine after the model is complete."
             )
+
+
+def _add(total: Sums, name: str, part: torch.Tensor) -> None:
+    if name in total:
+        total[name].add_(part)
+    else:
+        total[name] = part
 
 
 def grouped(a: torch.Tensor, b: torch.Tensor, ends: tuple[int, ...]) -> torch.Tensor:

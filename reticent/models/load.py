@@ -3,16 +3,26 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from reticent.errors import ModelError
 from reticent.gradients.attention import use_segments
 from reticent.models import bundled
+
+Bits = Literal["4bit", "8bit"]
 
 
 class Loaded(NamedTuple):
@@ -22,22 +32,48 @@ class Loaded(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load(base: str, *, dtype: str = "float32", tokenizer: str | None = None) -> Loaded:
-    """The model ``base`` on the best device, in evaluation mode, nothing trainable.
+def load(
+    base: str,
+    *,
+    dtype: str = "float32",
+    tokenizer: str | None = None,
+    device: torch.device | None = None,
+    quantize: Bits | None = None,
+) -> Loaded:
+    """The model ``base`` on ``device``, the best if None, in evaluation mode, nothing trainable.
 
     ``dtype`` is "float32", "bfloat16", or "auto": bfloat16 where the machine computes in it. ``tokenizer`` is the model
-    whose tokenizer it uses, if not its own.
+    whose tokenizer it uses, if not its own. ``quantize`` holds its linear layers in so many bits.
 
     Raises:
-        ModelError: it cannot be found or reached, or cannot read packed rows.
+        ModelError: it cannot be found or reached, cannot read packed rows, or cannot be quantised here.
     """
+    device = device or best_device()
     where = bundled.smollm2() if base == bundled.NAME else base
+    held = {} if quantize is None else _quantized(quantize, device)
     with _explained(base):
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=_dtype(dtype))
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=_dtype(dtype), **held)
     use_segments(model)
     model.requires_grad_(False)
-    model.to(device())  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
+    if quantize is None:
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
     return Loaded(model.eval(), load_tokenizer(tokenizer or base))
+
+
+def _quantized(bits: Bits, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` must be told."""
+    for there, what in (
+        (device.type == "cuda", "a machine with an NVIDIA GPU"),
+        (find_spec("bitsandbytes") is not None, "the package bitsandbytes (pip install bitsandbytes)"),
+    ):
+        if not there:
+            raise ModelError(f"model.quantize: {bits} needs {what}. Set model.quantize to null, or train where it is.")
+    if bits == "4bit":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    else:
+        # With a threshold, a large number in one record changes how the others of its row are rounded.
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
@@ -75,7 +111,7 @@ def _dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def device() -> torch.device:
+def best_device() -> torch.device:
     """The accelerator if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

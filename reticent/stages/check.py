@@ -65,22 +65,25 @@ def _model(recipe: Recipe) -> list[tuple[str, str]]:
     why = why_not_packed(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
+    tokens = recipe.train.micro_batch_tokens
+    memory = _memory(recipe, model, trainable, weight_bytes, 512 if tokens == "auto" else tokens) / 2**30
     return [
         ("trainable parameters", f"{trainable:,} of {total:,} ({trainable / total:.2%})"),
-        ("engine", "packed rows" if why is None else f"one unit at a time, slow: {why}"),
-        ("memory", f"about {_memory(recipe, model, trainable, weight_bytes) / 2**30:.1f} GiB"),
+        ("engine", "packed rows" if why is None else f"one unit at a time, several times as slow on a GPU: {why}"),
+        ("micro-batch", "searched for before training" if tokens == "auto" else f"{tokens} tokens"),
+        ("memory", f"{'from' if tokens == 'auto' else 'about'} {memory:.1f} GiB"),
     ]
 
 
-def _memory(recipe: Recipe, model: Any, trainable: int, weight_bytes: int) -> float:
+def _memory(recipe: Recipe, model: Any, trainable: int, weight_bytes: int, tokens: int) -> float:
     """Bytes: the library, weights, optimiser and sums, one row's activations, logits and unit gradients.
 
     Activations are counted as 40 numbers of the hidden size a token and layer, the logits of half of the row's tokens
     three times, unit gradients as of rows full of records of 32 tokens: on the safe side for short records.
     """
-    tokens = recipe.train.micro_batch_tokens
     config = model.config.get_text_config()
-    weights: int = sum(p.numel() for p in model.parameters()) * weight_bytes
+    held = {None: weight_bytes, "8bit": 1.1, "4bit": 0.6}[recipe.model.quantize]
+    weights: float = sum(p.numel() for p in model.parameters()) * held
     activations: int = tokens * config.num_hidden_layers * config.hidden_size * 40 * weight_bytes
     logits: float = 3 * tokens / 2 * config.vocab_size * 4
     unit_gradients = trainable * 4 * (tokens / 32 if recipe.privacy.kind != "none" else 0)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reticent.errors import RunError
-from reticent.privacy.plan import Plan
+from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan
 from reticent.progress import SILENT, Progress
 from reticent.recipe import Lora, Private, Recipe
 from reticent.run import ModelName, Run
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from reticent.gradients.rows import Unit
+    from reticent.models.load import Loaded
     from reticent.training.distributed import Team
     from reticent.training.loop import Files
 
@@ -51,12 +52,11 @@ def train(run: Run, progress: Progress) -> None:
 
 def follow() -> None:
     """Trains as the first process says, until it says that there is no more; writes nothing."""
-    from reticent.models.load import load
     from reticent.training.distributed import joined
 
     with joined() as team:
         while (job := _told(team)) is not None:
-            _fit(job, load(job.recipe.model.base, dtype=job.recipe.model.dtype).model, None, SILENT, team)
+            _fit(job, _base(job.recipe, team).model, None, SILENT, team)
 
 
 def dismiss() -> None:
@@ -73,14 +73,13 @@ def _told(team: "Team") -> _Job | None:
 
 def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> dict[str, Any]:
     from reticent.models import adapter
-    from reticent.models.load import load
     from reticent.privacy.ledger import Ledger
     from reticent.training import loop
 
     recipe = run.recipe
     done = run.model_folder(name).exists()
     if not done:
-        loaded = load(recipe.model.base, dtype=recipe.model.dtype)
+        loaded = _base(recipe, team)
         units = _units(run, loaded.tokenizer)
         job = _Job(recipe, units, plan_for(recipe, name, len(units)))
         team.tell(lambda: job)
@@ -96,24 +95,58 @@ def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> d
     return facts
 
 
+def _base(recipe: Recipe, team: "Team") -> "Loaded":
+    """The model to train; on the CPU if it is to be sharded, which moves each part to its accelerator."""
+    import torch
+
+    from reticent.models.load import load
+
+    asked = recipe.model
+    device = torch.device("cpu") if recipe.train.shard and team.size > 1 else None
+    return load(asked.base, dtype=asked.dtype, quantize=asked.quantize, device=device)
+
+
 def _fit(job: _Job, base: "PreTrainedModel", files: "Files | None", progress: Progress, team: "Team") -> Any:
     """The trained model; in the first process whole, also if it was trained in parts."""
     from reticent.gradients.exact import refuse_inexact
-    from reticent.models.load import load
     from reticent.training import loop
 
     recipe = job.recipe
     model = prepared(recipe, base)
     if isinstance(recipe.privacy, Private):
         refuse_inexact(model)  # Also the twin: before hours of training that lead nowhere.
-    loop.train(model, job.units, job.plan, settings(recipe), files, progress, team)
+    tokens = team.tell(lambda: _micro_batch_tokens(job, model, progress, team.size))
+    loop.train(model, job.units, job.plan, settings(recipe, tokens), files, progress, team)
     if not recipe.train.shard or team.size == 1:
         return model
     weights = team.whole(loop.weights(model))
     if team.first:
-        model = prepared(recipe, load(recipe.model.base, dtype=recipe.model.dtype).model)
+        model = prepared(recipe, _base(recipe, team).model)
         assert not model.load_state_dict(weights, strict=False).unexpected_keys
     return model
+
+
+def _micro_batch_tokens(job: _Job, model: Any, progress: Progress, processes: int) -> int:
+    """The recipe's, or the most that fit on the first process's device; the others' is taken to be like it."""
+    from reticent.training.fit import fitting
+
+    asked, plan = job.recipe.train.micro_batch_tokens, job.plan
+    if asked != "auto":
+        return asked
+    # Bytes a trained number: two moments of the optimiser, the noisy sum, the weights before the first step, the past
+    # noise of dp-mf.
+    kept = 16 + 4 * (plan.bands if isinstance(plan, BandedPlan) else 0)
+    found = fitting(
+        model,
+        job.units,
+        batch_size=plan.batch_size,
+        clipping=None if isinstance(plan, NonPrivatePlan) else plan.clipping,
+        loss=job.recipe.train.loss,
+        kept=kept,
+        processes=processes,
+    )
+    progress.say(f"micro-batches of {found} tokens, as many as fit (train.micro_batch_tokens: auto)")
+    return found
 
 
 def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
@@ -135,11 +168,11 @@ def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
     )
 
 
-def settings(recipe: Recipe) -> Any:
+def settings(recipe: Recipe, micro_batch_tokens: int) -> Any:
     """The recipe's train section as the loop takes it."""
     from reticent.training.loop import Settings
 
-    values = recipe.train.model_dump()
+    values = {**recipe.train.model_dump(), "micro_batch_tokens": micro_batch_tokens}
     return Settings(**{field: values[field] for field in Settings._fields})
 
 
