@@ -109,6 +109,8 @@ class _Reader:
                 use_cache=False,
             ).logits
             if self._head is None:
+                if out.shape[1] != len(labels):  # not every model knows logits_to_keep
+                    out = out[:, row.predict.to(device)]
                 out = (cross_entropy(out[0].float(), labels, reduction="none") * weights).sum()
             out.sum().backward()
         self._step.tally = None  # it holds what the row leaves behind
@@ -298,8 +300,12 @@ def _ends_in(model: PreTrainedModel, head: nn.Linear) -> bool:
     try:
         (row,), *_ = pack(_trial(model), max_tokens=100, loss="sum")
         with _evaluating(model), torch.no_grad(), segments(causal(row.records)):
-            ids, positions = row.ids.to(model.device), row.positions.to(model.device)
-            scores = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            scores = model(
+                input_ids=row.ids.to(model.device),
+                position_ids=row.positions.to(model.device),
+                logits_to_keep=row.predict.to(model.device),
+                use_cache=False,
+            ).logits
     finally:
         hook.remove()
-    return len(seen) == 1 and torch.equal(seen[0], scores)
+    return len(seen) == 1 and scores.shape[1] == len(row.predict) and torch.equal(seen[0], scores)

@@ -186,15 +186,15 @@ def _embedding(layer: nn.Embedding, names: dict[str, str], step: Step, ids: torc
     return y if scale is None else y * scale.to(y.dtype)
 
 
-def _scale(layer: nn.Module, names: dict[str, str], step: Step, x: torch.Tensor) -> torch.Tensor:
+def _scale(layer: nn.Module, names: dict[str, str], step: Step, x: torch.Tensor, *rest: Any) -> torch.Tensor:
     """A norm's own forward, its weight repeated for each token: its gradient then is that of each token."""
     if step.tally is None:
-        return cast(torch.Tensor, type(layer).forward(layer, x))
+        return cast(torch.Tensor, type(layer).forward(layer, x, *rest))
     kept = layer._parameters
     weight = _per_token(cast(torch.Tensor, kept["weight"]), x, names["weight"], step)
     layer._parameters = {**kept, "weight": weight}  # type: ignore[dict-item]
     try:
-        return cast(torch.Tensor, type(layer).forward(layer, x))
+        return cast(torch.Tensor, type(layer).forward(layer, x, *rest))
     finally:
         layer._parameters = kept
 

@@ -203,6 +203,27 @@ def test_a_unit_adds_the_same_whoever_shares_its_row(tiny, kind, clip):
         assert tiny.distance(added, alone) < 1e-5 * max(tiny.norm(with_unit), tiny.norm(alone))
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["full", "lora"])
+def test_packed_rows_and_a_padded_batch_have_one_gradient(tiny, full):
+    """The same records, padded behind to the longest, through transformers' own attention."""
+    model = tiny.model().requires_grad_(True) if full else tiny.lora(tiny.model())
+    units = tiny.units(6)
+    records = [unit.records[0] for unit in units]
+    ids = torch.zeros(len(records), max(map(len, records)), dtype=torch.long)
+    mask, trained = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, tokens in enumerate(records):
+        ids[row, : len(tokens)] = torch.from_numpy(tokens.ids)
+        mask[row, : len(tokens)] = 1
+        trained[row, : len(tokens)] = torch.from_numpy(tokens.trained)
+    padded = tiny.plain(model)
+    logp = padded(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)[:, :-1]
+    (-logp.gather(2, ids[:, 1:, None])[..., 0][trained[:, 1:]].sum()).backward()
+    expected = {name: p.grad for name, p in engines.trained(padded).items()}
+    found = Batch(model, loss="sum", micro_batch_tokens=64).unit_sum(units)
+    assert _relative_error(tiny, found, expected) < 1e-5
+    assert _relative_error(tiny, _sum(Packed, model, units, clip=OFF), expected) < 1e-5
+
+
 @BOTH
 @pytest.mark.parametrize("tokens", [1, 7, 30, 100])
 def test_the_token_budget_changes_nothing(tiny, kind, tokens):

@@ -1,4 +1,5 @@
 import copy
+import mmap
 
 import numpy as np
 import pytest
@@ -10,6 +11,14 @@ from reticent.privacy.clipping import Clipping
 from reticent.training import fit
 
 MIB = 2**20
+
+
+def touched(mebibytes):
+    """Fresh memory, not what earlier tests gave back to the allocator."""
+    memory = mmap.mmap(-1, max(1, int(mebibytes * MIB)))
+    for page in range(0, len(memory), mmap.PAGESIZE):
+        memory[page] = 1
+    return memory
 
 
 def gpu_of(tokens):
@@ -42,7 +51,7 @@ def test_a_cpu_stops_before_the_size_that_would_pass_its_share(free, found):
 
     def try_one(size):
         tried.append(size)
-        np.ones(size * MIB // 32, dtype=np.uint8)
+        touched(size / 32).close()
 
     assert fit.largest_on_cpu(try_one, most=8192, free=free * MIB) == found
     assert tried[-1] == found
@@ -53,7 +62,7 @@ def test_a_cpu_that_holds_nothing_is_told_with_what_to_do(free, tries):
     tried = []
 
     def try_one(size):
-        tried.append(np.ones(size * MIB // 16, dtype=np.uint8))
+        tried.append(touched(size / 16))
 
     with pytest.raises(ModelError, match="even 512 tokens .* 70% of the 0.0 GiB .* train.gradient_checkpointing: true"):
         fit.largest_on_cpu(try_one, most=8192, free=free * MIB)
