@@ -97,7 +97,7 @@ class Tally:
 
     def product(self, name: str, a: torch.Tensor, b: torch.Tensor) -> None:
         """Adds the unit gradients a_u^T b_u. ``a``: (tokens, rows of the matrix), ``b``: (tokens, its columns)."""
-        a, b = a.detach(), b.detach()  # else the graph would hold the tally that holds the graph
+        a, b = a.detach().float(), b.detach().float()  # detached, or the graph would hold what holds the graph
         ends = self.ends(len(a))
         first = len(ends) if name in self._whole else _first_short(ends, a.shape[1], b.shape[1])
         if first:
