@@ -7,6 +7,7 @@ side by side. Equal records of one unit are computed once and weighted by their 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Literal
 
 import numpy as np
@@ -97,23 +98,37 @@ def _row(units: Sequence[Sequence[_Piece]]) -> Row:
 def pack(units: Sequence[Unit], *, max_tokens: int, loss: Loss) -> Iterator[list[Row]]:
     """The rows of one draw, in groups: the units of a group are complete once its last row is computed.
 
-    Units of at most ``max_tokens`` share rows (first fit, longest first), one row a group. A longer unit is a group of
-    its own: several rows that each hold a part of its records, so that memory stays bounded.
+    Units of at most ``max_tokens`` share rows, one row a group. A longer unit is a group of its own: several rows that
+    each hold a part of its records, so that memory stays bounded.
     """
-    bins: list[tuple[int, list[list[_Piece]]]] = []
+    fitting = []
     for pieces in sorted((_pieces(unit, loss) for unit in units), key=_length, reverse=True):
-        length = _length(pieces)
-        if length > max_tokens:
+        if _length(pieces) > max_tokens:
             yield [_row([part]) for part in _parts(pieces, max_tokens)]
-            continue
-        for at, (filled, members) in enumerate(bins):
-            if filled + length <= max_tokens:
-                bins[at] = (filled + length, [*members, pieces])
-                break
         else:
-            bins.append((length, [pieces]))
-    for _, members in bins:
+            fitting.append(pieces)
+    for members in _dealt(fitting, max_tokens):
         yield [_row(members)]
+
+
+def _dealt(units: Sequence[list[_Piece]], max_tokens: int) -> list[list[list[_Piece]]]:
+    """Units, longest first, each to the row with the fewest tokens.
+
+    So rows are alike, in tokens and in units, whose gradients take memory.
+    """
+    count = -(-sum(map(_length, units)) // max_tokens)
+    while True:
+        heap = [(0, row) for row in range(count)]
+        rows: list[list[list[_Piece]]] = [[] for _ in range(count)]
+        for pieces in units:
+            filled, row = heap[0]
+            if filled + _length(pieces) > max_tokens:
+                break
+            heapreplace(heap, (filled + _length(pieces), row))
+            rows[row].append(pieces)
+        else:
+            return rows
+        count += 1 + count // 20
 
 
 def _length(pieces: Sequence[_Piece]) -> int:

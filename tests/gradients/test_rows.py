@@ -63,3 +63,13 @@ def test_equal_records_of_two_units_stay_two(tiny):
 
 def test_no_units_give_no_rows():
     assert list(pack([], max_tokens=10, loss="sum")) == []
+
+
+def test_rows_are_alike_in_tokens_and_units(tiny):
+    """Short units do not end up together: a row's memory grows with its units."""
+    rng = np.random.default_rng(0)
+    units = [Unit(str(i), (tiny.random_record(rng, int(rng.integers(2, 60))),)) for i in range(200)]
+    rows = [row for (row,) in pack(units, max_tokens=300, loss="sum")]
+    tokens, members = [row.units[-1] for row in rows], [len(row.units) for row in rows]
+    assert max(tokens) <= 300 and max(tokens) - min(tokens) < 60
+    assert max(members) <= 1.5 * np.mean(members)
