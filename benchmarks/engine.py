@@ -730,10 +730,10 @@ def steps(setup: Setup, case: Case, rounds: int) -> Outcome:
 
 
 def row_for(setup: Setup, source: str, size: int) -> int:
-    """Tokens of a row that a batch of ``size`` records just fills."""
+    """Tokens of a row into which each batch of ``size`` records just fits."""
     found = batches(records(setup, source), size, 8)
     longest = max(len(record) for record in records(setup, source))
-    return max(longest, min(sum(len(unit.records[0]) for unit in units) for units in found))
+    return max(longest, *(sum(len(unit.records[0]) for unit in units) for units in found))
 
 
 def growth(setup: Setup, case: Case, sizes: Sequence[int], rounds: int) -> Outcome:
