@@ -370,8 +370,8 @@ def opacus_hooks(model: Any, clip: float, tokens: int) -> Step:
             record_losses(wrapped, part).sum().backward()
             optimizer.clip_and_accumulate()
             for parameter in parameters.values():
-                parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-        sums = {name: parameter.summed_grad for name, parameter in parameters.items()}  # type: ignore[attr-defined]
+                parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]  # Opacus sets it
+        sums = {name: parameter.summed_grad for name, parameter in parameters.items()}  # type: ignore[attr-defined]  # so here
         optimizer.zero_grad()
         return sums
 
@@ -577,7 +577,7 @@ def compare(setup: Setup, case: Case, names: Collection[str], rounds: int) -> Ou
             step = enter(contender, model, clip, setup.tokens)
             outcome.errors[name] = difference(step(found[0]), clipped if contender.private else plain)
             entered[name] = step
-        except Exception as error:
+        except Exception as error:  # a peer fails in its own way; the table shows it
             if not contender.peer:
                 raise
             outcome.faults[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"

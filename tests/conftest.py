@@ -180,27 +180,29 @@ def tiny() -> Helpers:
     return Helpers()
 
 
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "optimizer": "adamw",
+    "momentum": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup": 0,
+    "loss": "mean",
+    "micro_batch_tokens": 64,
+    "checkpoint_every": 2,
+    "shard": False,
+    "seed": 0,
+}
+
+
 @pytest.fixture
 def settings() -> Callable[..., Any]:
     """`Settings` of a short run."""
     from reticent.training.loop import Settings
 
     def make(**changes: Any) -> Settings:
-        values = {
-            "learning_rate": 0.01,
-            "optimizer": "adamw",
-            "momentum": 0.0,
-            "beta1": 0.9,
-            "beta2": 0.999,
-            "weight_decay": 0.0,
-            "schedule": "constant",
-            "warmup": 0,
-            "loss": "mean",
-            "micro_batch_tokens": 64,
-            "checkpoint_every": 2,
-            "shard": False,
-            "seed": 0,
-        }
-        return Settings(**{**values, **changes})
+        return Settings(**{**SETTINGS, **changes})
 
     return make

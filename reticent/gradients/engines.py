@@ -143,14 +143,7 @@ class Batch:
 class OneByOne:
     """One unit at a time through autograd: the definition itself, and the oracle of every other engine."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        clipping: Clipping,
-        loss: Loss,
-        micro_batch_tokens: int,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, clipping: Clipping, loss: Loss, micro_batch_tokens: int) -> None:
         self.clipping = clipping
         self._reader = _Reader(model, (), loss=loss, micro_batch_tokens=micro_batch_tokens)
         self._layers = layers(trained(model))
@@ -184,14 +177,7 @@ class Packed:
         ModelError: a trained parameter has none.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        clipping: Clipping,
-        loss: Loss,
-        micro_batch_tokens: int,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, clipping: Clipping, loss: Loss, micro_batch_tokens: int) -> None:
         covered = coverage(model)
         if covered.missing:
             raise ModelError(why_not_packed(model) or "")

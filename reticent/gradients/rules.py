@@ -103,7 +103,7 @@ def patched(rules: tuple[Rule, ...], head: nn.Linear | None, step: Step) -> Iter
                 changed.append(rule.layer)
         if head is not None:
             names = next((rule.names for rule in rules if rule.layer is head), {})
-            head.forward = partial(_head, head, names, step)  # type: ignore[method-assign]
+            head.forward = partial(_head, head, names, step)  # type: ignore[method-assign]  # for a step; see below
             changed.append(head)
         yield
     finally:
@@ -192,7 +192,7 @@ def _scale(layer: nn.Module, names: dict[str, str], step: Step, x: torch.Tensor,
         return cast(torch.Tensor, type(layer).forward(layer, x, *rest))
     kept = layer._parameters
     weight = _per_token(cast(torch.Tensor, kept["weight"]), x, names["weight"], step)
-    layer._parameters = {**kept, "weight": weight}  # type: ignore[dict-item]
+    layer._parameters = {**kept, "weight": weight}  # type: ignore[dict-item]  # a view of the parameter
     try:
         return cast(torch.Tensor, type(layer).forward(layer, x, *rest))
     finally:

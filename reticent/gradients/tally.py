@@ -186,23 +186,35 @@ class Tally:
                 own = rows.sums.square().sum(1)
                 parts.append(own.new_zeros(self._units).index_add_(0, rows.units, own))
                 if len(parts) > 1:
-                    parts.append(2 * self._tied(name, rows))
+                    squares[name] = self._tied(
+                        name, rows, torch.stack([part.double() for part in parts]).sum(0)
+                    ).float()
+                    continue
             squares[name] = torch.stack([part.double() for part in parts]).sum(0).clamp(min=0).float()
         return squares
 
-    def _tied(self, name: str, rows: _Rows) -> torch.Tensor:
-        """<L_u, E_u> for each unit: the gradients of one matrix as output head and as embedding; (units,)."""
+    def _tied(self, name: str, rows: _Rows, apart: torch.Tensor) -> torch.Tensor:
+        """|L_u + E_u|^2 = |L_u|^2 + |E_u|^2 + 2 <L_u, E_u> of one matrix as output head and as embedding; (units,).
+
+        ``apart``: the first two terms. Where the three nearly cancel, the sum is formed.
+        """
         formed, kept = self._formed.get(name), self._kept.get(name)
         bounds = torch.searchsorted(rows.units, torch.arange(self._units + 1, device=rows.units.device)).tolist()
         found = []
         for unit, (start, end) in enumerate(pairwise(bounds)):
             ids, sums = rows.ids[start:end], rows.sums[start:end]
             if formed is not None and unit < len(formed):
-                found.append((formed[unit][ids] * sums).sum())
+                a, b, both = None, None, (formed[unit][ids] * sums).sum()
             else:
                 assert kept is not None
                 s, e = (0, *kept.ends)[unit], kept.ends[unit]
-                found.append((kept.a[s:e][:, ids] * (kept.b[s:e] @ sums.t())).sum())
+                a, b = kept.a[s:e], kept.b[s:e]
+                both = (a[:, ids] * (b @ sums.t())).sum()
+            square = apart[unit] + 2 * both.double()
+            if apart[unit] > _CANCELLATION * square:
+                head = formed[unit].clone() if a is None or b is None else a.t() @ b  # type: ignore[index]  # one is there
+                square = head.index_add_(0, ids, sums).square().sum(dtype=torch.float64)
+            found.append(square)
         return torch.stack(found)
 
     def _grams(

@@ -122,7 +122,8 @@ def _fit(job: _Job, base: "PreTrainedModel", files: "Files | None", progress: Pr
     weights = team.whole(loop.weights(model))
     if team.first:
         model = prepared(recipe, _base(recipe, team).model)
-        assert not model.load_state_dict(weights, strict=False).unexpected_keys
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+        assert not unknown, unknown
     return model
 
 

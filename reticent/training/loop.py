@@ -88,7 +88,8 @@ def train(
         PrivacyError: the plan does not fit the data, the ledger or the model.
         ModelError: no engine can clip this model exactly.
     """
-    assert team.first == (files is not None), "no ledger"
+    if team.first != (files is not None):
+        raise PrivacyError("the first process, and no other, needs files: without them there is no ledger")
     if len(units) != plan.units:
         raise PrivacyError(f"the plan is for {plan.units} units, got {len(units)}")
     state = team.tell(lambda: checkpoint.load(files.checkpoint) if files is not None else None)
@@ -185,7 +186,7 @@ def _updates(
     sampler = _sampler(plan, units, settings.seed)
     epsilon = None
     for step in range(start + 1, plan.steps + 1):
-        drawn = [units[i] for i in team.tell(lambda step=step: sampler.draw(step))]  # type: ignore[misc]
+        drawn = [units[i] for i in team.tell(lambda step=step: sampler.draw(step))]  # type: ignore[misc]  # mypy infers no lambda with a default
         found = team.unit_sum(engine, team.share(drawn))
         per = found.records if settings.loss == "mean" else _predicted(drawn)
         loss = found.loss / per if per else None
@@ -200,7 +201,7 @@ def _updates(
         mechanism.follow(below=found.below, drawn=len(drawn))
         mechanism.clip_norm = team.tell(lambda: mechanism.clip_norm)
         if mechanism.clip_norm != clip_norm:
-            engine.clipping = mechanism.clipping  # type: ignore[attr-defined]
+            engine.clipping = mechanism.clipping  # type: ignore[attr-defined]  # engines that clip have it
         if ledger is not None and (step % max(1, plan.steps // 20) == 0 or step == plan.steps or epsilon is None):
             epsilon = ledger.epsilon()
         yield step, _Update(gradient, std, loss, found.records, found.dropped, clip_norm, epsilon)

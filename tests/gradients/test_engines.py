@@ -674,7 +674,7 @@ def test_the_oracle_catches_records_clipped_one_by_one_instead_of_units(tiny):
 
 def test_the_sensitivity_check_catches_a_missing_tied_term(tiny, monkeypatch):
     """Without 2 <L, E>, embedding and head of one weight are clipped as if they were two."""
-    monkeypatch.setattr(tally.Tally, "_tied", lambda self, name, rows: torch.zeros(self._units))
+    monkeypatch.setattr(tally.Tally, "_tied", lambda self, name, rows, apart: apart)
     model = tiny.model("llama-tied")
     model.get_input_embeddings().weight.requires_grad_(True)
     first, *units = [Unit("x", (tiny.record([token] * 4 + [token + 1] * 4),)) for token in range(2, 30)]
@@ -683,19 +683,37 @@ def test_the_sensitivity_check_catches_a_missing_tied_term(tiny, monkeypatch):
     assert max(moved) > 0.1 * 1.01
 
 
-def test_a_unit_whose_tokens_nearly_cancel_keeps_the_bound(tiny):
-    """Gram norms lose their digits there; the unit's gradient is formed instead."""
-    rng = np.random.default_rng(0)
-    a, b = (torch.from_numpy(rng.normal(size=(6, 40))).float() for _ in range(2))
-    a, b = torch.cat([a, a, a, a]), torch.cat([b, -b, b, -b * (1 + 1e-6)])
-    ends = (12, 24)
-    row = next(iter(pack(tiny.units(1, longest=3), max_tokens=100, loss="sum")))[0]
+def _tally(tiny):
+    """A tally of two units of twelve tokens."""
+    (row,) = next(iter(pack(tiny.units(1, longest=3), max_tokens=100, loss="sum")))
     found = tally.Tally()
-    found.start(replace(row, units=ends, predict=torch.arange(23), predicted=(11, 23)))
-    found.product("w", a, b)
+    found.start(replace(row, units=(12, 24), predict=torch.arange(23), predicted=(11, 23)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_unit_whose_tokens_nearly_cancel_keeps_the_bound(tiny, seed):
+    """Gram norms lose their digits there; the unit's gradient is formed instead."""
+    rng = np.random.default_rng(seed)
+    a, b = (torch.from_numpy(rng.normal(size=(6, 40))).float() for _ in range(2))
+    found = _tally(tiny)
+    found.product("w", torch.cat([a, a, a, a]), torch.cat([b, -b, b, -b * (1 + 1e-6)]))
     total = {"w": torch.zeros(40, 40)}
     found.add_clipped(total, Clipping(1e-6), {"w": "w"})
     assert total["w"].norm() <= 2e-6 * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_unit_whose_head_and_embedding_nearly_cancel_keeps_the_bound(tiny, seed):
+    """|L|^2 + |E|^2 + 2 <L, E> loses its digits there; the sum is formed instead."""
+    ids = torch.arange(24) % 12
+    h = torch.from_numpy(np.random.default_rng(seed).normal(size=(24, 40))).float()
+    found = _tally(tiny)
+    found.product("w", torch.eye(40)[ids], h)
+    found.rows("w", ids, -h * (1 + 1e-5), 40)
+    total = {"w": torch.zeros(40, 40)}
+    found.add_clipped(total, Clipping(1e-5), {"w": "w"})
+    assert 1e-5 < total["w"].norm() <= 2e-5 * (1 + 1e-3)
 
 
 def test_the_oracle_catches_attention_across_records(tiny, monkeypatch):

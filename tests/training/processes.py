@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import Helpers
+from conftest import SETTINGS, Helpers
 
 from reticent.gradients.engines import OneByOne, engine_for, trained
 from reticent.privacy.clipping import Clipping, Quantile
@@ -22,20 +22,6 @@ from reticent.training.distributed import Team, joined
 tiny = Helpers()
 CLIP, STD, REPEATS = 40.0, 3.0, 10
 DRAWS = {"seven": 7, "one": 1, "none": 0}
-SETTINGS = {
-    "learning_rate": 0.01,
-    "optimizer": "adamw",
-    "momentum": 0.0,
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup": 0,
-    "loss": "sum",
-    "micro_batch_tokens": 48,
-    "checkpoint_every": 2,
-    "seed": 0,
-}
 
 
 def lora(family="llama"):
