@@ -118,7 +118,7 @@ def run(team, folder, make, shard, plan, name, stop=None):
         norms.append(getattr(machine, "clipping", None))
         return before(team, machine, units)
 
-    settings = loop.Settings(**SETTINGS, shard=shard)
+    settings = loop.Settings(**{**SETTINGS, "shard": shard})
     with mock.patch.object(Team, "unit_sum", unit_sum):
         try:
             loop.train(model, draw(plan.units), plan, settings, files if team.first else None, team=team)
