@@ -36,7 +36,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from reticent.data.catalog import clinic
+from reticent.data.clinic import clinic
 from reticent.data.encode import encode_records
 from reticent.data.record import Record
 from reticent.data.sources import Fields, read_file

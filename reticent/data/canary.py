@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reticent.data.catalog import NoteWriter
+from reticent.data.clinic import NoteWriter
 from reticent.data.record import Record
 
 

@@ -10,7 +10,8 @@ class Record:
     ``owner`` is whose text it is (patient, author, case). ``prompt`` is what the model is given and ``completion`` what
     it learns to say; a plain text has an empty prompt. ``origin`` says where the record comes from ("notes.jsonl",
     "clinic/coding", ...). A multiple-choice question also has ``options`` (full completions) and the index of the
-    right one, ``answer``; then ``completion == options[answer]``.
+    right one, ``answer``; then ``completion == options[answer]``. ``silo`` is the institution that holds it, where the
+    source names one.
     """
 
     id: str
@@ -20,3 +21,4 @@ class Record:
     origin: str
     options: tuple[str, ...] = ()
     answer: int | None = None
+    silo: str | None = None

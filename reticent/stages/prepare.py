@@ -18,7 +18,7 @@ def read(recipe: Recipe) -> list[Record]:
     """The records of the recipe's source."""
     data = recipe.data
     if not isinstance(data.source, Source):
-        from reticent.data.catalog import clinic
+        from reticent.data.clinic import clinic
 
         return clinic(patients=data.patients, questions=data.questions, seed=data.seed)
     source = data.source

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from reticent.data.catalog import CHAPTERS, NoteWriter, clinic
+from reticent.data.clinic import CHAPTERS, NoteWriter, clinic
 from reticent.data.record import Record
 from reticent.data.split import assign_units
 from reticent.errors import DataError
