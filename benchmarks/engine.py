@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from reticent.data.clinic import clinic
-from reticent.data.encode import encode_records
+from reticent.data.encode import Encoder
 from reticent.data.record import Record
 from reticent.data.sources import Fields, read_file
 from reticent.errors import DataError, ReticentError
@@ -186,14 +186,10 @@ def records(setup: Setup, source: str) -> list[Tokens]:
         assert setup.file is not None
         found = read(Path(setup.file))
     tokenizer = load_tokenizer("bundled/smollm2-135m" if setup.model in RANDOM else setup.model)
-    return encode_records(
-        found,
-        tokenizer,
-        template="plain",
-        train_on_prompt=False,
-        max_tokens=setup.max_tokens,
-        long_records="cut",
-    ).tokens
+    encode = Encoder(
+        tokenizer, template="plain", train_on_prompt=False, max_tokens=setup.max_tokens, long_records="cut"
+    )
+    return encode([(record.prompt, record.completion) for record in found]).tokens
 
 
 def read(path: Path) -> list[Record]:

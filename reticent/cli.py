@@ -263,11 +263,10 @@ def show(
     """
     shown = Run.open(folder)
     asked = shown.recipe
-    source = (
-        asked.data.source if isinstance(asked.data.source, str) else asked.data.source.path or asked.data.source.hub
-    )
+    source = asked.data.source
+    told = source if isinstance(source, str) else source.told() if isinstance(source, recipe.Source) else "a mixture"
     done = [stage for stage in STAGES if shown.finished(stage)]
-    typer.echo(f"data       {source}")
+    typer.echo(f"data       {told}")
     typer.echo(f"model      {asked.model.base}, {asked.model.adapter.kind}")
     typer.echo(
         f"train      {asked.train.steps} steps of {asked.train.batch_size}, learning rate {asked.train.learning_rate:g}"

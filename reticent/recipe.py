@@ -33,12 +33,18 @@ class Section(BaseModel):
 class Source(Section):
     """Where records come from, and which field is what."""
 
+    name: str | None = None
+    """A data set of the catalog (see: reticent data list), from the hub or, with path, from a copy of it."""
     path: str | None = None
-    """A .jsonl, .json (list of objects, or object of lists), .csv, .parquet or .txt file."""
+    """A .jsonl, .json (list of objects, or object of lists), .csv, .parquet or .txt file, plain or .gz; a .zip or .tar
+    archive or a folder of them."""
     hub: str | None = None
     """A data set id on the Hugging Face hub, instead of a path."""
-    split: str = "train"
-    """Which split of the hub data set."""
+    split: str | None = None
+    """Which split of the hub data set (train) or of the catalog's (its own)."""
+    format: Literal["fields", "chat", "alpaca", "documents"] = "fields"
+    """What a record is: a row with the fields named below, chat messages, or instruction, input and output; or a whole
+    .txt file."""
     prompt: str | None = None
     """Field that the model is given. Leave out for plain text."""
     completion: str | None = None
@@ -49,16 +55,35 @@ class Source(Section):
     """Field that says whose text it is. Left out: every record is its own owner."""
     id: str | None = None
     """Field that names the record. Left out: file name and row."""
+    silo: str | None = None
+    """Field that names the institution that holds it."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many records."""
+    sample: int | None = Field(default=None, ge=1)
+    """Then take only this many, drawn by data.seed."""
+    per_owner: int | None = Field(default=None, ge=1)
+    """And of each owner at most its first so many."""
+
+    def told(self) -> str:
+        """What it is called."""
+        return self.name or self.hub or str(self.path)
 
     @model_validator(mode="after")
     def _one_place_and_one_layout(self) -> Self:
+        fields = [key for key in ("prompt", "completion", "text", "owner", "id") if getattr(self, key) is not None]
+        if self.name is not None:
+            if self.hub is not None or fields or self.format != "fields":
+                given = [*(["hub"] if self.hub else []), *fields, *(["format"] if self.format != "fields" else [])]
+                raise ValueError(f"the catalog knows where {self.name} is and what is in it; leave out {given[0]}")
+            return self
         _exactly_one(self, "path", "hub")
+        if self.format != "fields":
+            if given := [key for key in fields if key in ("prompt", "completion", "text")]:
+                raise ValueError(f"format: {self.format} says where the text is; leave out {' and '.join(given)}")
+            return self
         if self.path is not None and self.path.endswith(".txt"):
-            given = [key for key in ("prompt", "completion", "text", "owner", "id") if getattr(self, key) is not None]
-            if given:
-                raise ValueError(f"a .txt file has no fields; leave out {' and '.join(given)}")
+            if fields:
+                raise ValueError(f"a .txt file has no fields; leave out {' and '.join(fields)}")
             return self
         _exactly_one(self, "text", "completion")
         if self.prompt is not None and self.completion is None:
@@ -79,26 +104,100 @@ class Canaries(Section):
     """Invented records, each planted once if its own coin says so: the membership test."""
 
 
+class Scrub(Section):
+    """Finds what identifies people and replaces it. A record that cannot be scrubbed is never used as it is."""
+
+    recognisers: tuple[str, ...] = ("clinical", "spacy", "proper-nouns")
+    """What finds it: clinical, presidio, spacy, proper-nouns, flair, transformers:MODEL, gliner:MODEL, private-ai:URL;
+    several together mask what any of them finds."""
+    entities: tuple[str, ...] | None = None
+    """Only these kinds, as PERSON or DATE; null: all."""
+    style: Literal["tag", "mask", "pseudonym", "redact"] = "tag"
+    """What stands in its place: <PERSON>, <MASK>, an invented name that is the same all through an owner's records, or
+    nothing."""
+    on_error: Literal["drop", "stop"] = "drop"
+    """Whether a record that cannot be scrubbed is dropped and counted, or ends the run."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that scrub side by side."""
+    plants: int = Field(default=200, ge=0)
+    """Copies of records with an invented identifier, scrubbed to measure what is found and then thrown away."""
+    map_key: str | None = None
+    """A file with a secret; the replacements are then kept in the run folder, encrypted with it. null: not kept."""
+
+
+class Benchmarks(Section):
+    """What is evaluated on, by runs of 13 words."""
+
+    files: tuple[str, ...]
+    """Files whose texts must not be trained on."""
+    action: Literal["drop", "count"] = "drop"
+    """Drop training records that hold such a run, or only count them."""
+
+
+class Duplicate(Section):
+    """Some records several times; copies stay in one unit of privacy and one part."""
+
+    share: float = Field(default=0.3, gt=0, le=1)
+    """Share of the training records that is repeated."""
+    copies: int = Field(default=10, ge=2)
+    """Times each of them occurs."""
+
+
+class Silos(Section):
+    """Who holds what."""
+
+    kind: Literal["iid", "by-owner", "by-key", "dirichlet", "by-origin"] = "by-owner"
+    """Units shuffled and cut evenly; owners dealt; the field data.source.silo; classes dealt unevenly (a class is a
+    record's origin); or each source by itself."""
+    clients: int = Field(default=3, ge=2)
+    """Institutions; for by-key and by-origin the data say how many."""
+    alpha: float = Field(default=0.5, gt=0)
+    """dirichlet only: how even; small is uneven."""
+    sensitive: tuple[str, ...] = ()
+    """Origins whose units are dealt to the others' silos in proportion to their bytes."""
+    canaries: Literal["same-client", "spread"] = "same-client"
+    """Whether the copies of a planted secret are all with one institution."""
+
+
+def _kind_of_source(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "mixture"
+    return "fields" if isinstance(value, dict | Source) else "bundled"
+
+
 class Data(Section):
     """The private text."""
 
     source: Annotated[
-        Annotated[Literal["bundled/clinic"], Tag("bundled")] | Annotated[Source, Tag("fields")],
-        Discriminator(lambda value: "fields" if isinstance(value, dict | Source) else "bundled"),
+        Annotated[Literal["bundled/clinic"], Tag("bundled")]
+        | Annotated[Source, Tag("fields")]
+        | Annotated[tuple[Source, ...], Field(min_length=1), Tag("mixture")],
+        Discriminator(_kind_of_source),
     ]
-    """Records: a bundled generator or a source with a field map."""
+    """Records: a bundled generator, a data set of the catalog, a source with a field map, or a list of several."""
     patients: int = Field(default=150, ge=2)
     """bundled/clinic only: invented patients."""
     questions: int = Field(default=600, ge=4)
     """bundled/clinic only: clinical coding questions."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of owners never trained on."""
-    near_duplicates: float = Field(default=0.8, gt=0, le=1)
-    """Texts at least this similar (Jaccard, 5-word shingles) belong to one unit of privacy."""
+    calibration: float = Field(default=0.0, ge=0, lt=1)
+    """Share of owners never trained on, to set the thresholds of audits on."""
+    scrub: Scrub | None = None
+    """Replace what identifies people before anything else sees the text; null: no."""
+    benchmarks: Benchmarks | None = None
+    """Texts that usefulness is measured on, which must not be trained on; null: no check."""
+    near_duplicates: float | None = Field(default=0.8, gt=0, le=1)
+    """Texts at least this similar (Jaccard, 5-word shingles) belong to one unit of privacy; null: only equal ones."""
     canaries: Canaries | None = Canaries()
     """Planted secrets; null plants none."""
-    template: Literal["chat", "plain"] = "chat"
-    """The model's chat template, or prompt and completion joined."""
+    duplicate: Duplicate | None = None
+    """Repeat some training records, as the study of memorisation in federated learning does; null: no."""
+    silos: Silos | None = None
+    """Deal the training records to institutions; null: no."""
+    template: Literal["chat", "plain", "verbatim"] = "chat"
+    """The model's chat template, prompt and completion on two lines, or joined as they are in the data set's own
+    template."""
     train_on_prompt: bool = False
     """Whether the prompt's own tokens are learned too."""
     max_tokens: int = Field(default=512, ge=8)
@@ -523,13 +622,26 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make ``data.source.path`` absolute, and ``model.base`` where it is plainly a path and no hub id."""
+    """Make the paths in ``data`` absolute, and ``model.base`` where it is plainly a path and no hub id."""
     data, model = values.get("data"), values.get("model")
-    source = data.get("source") if isinstance(data, dict) else None
-    if isinstance(source, dict) and isinstance(source.get("path"), str):
-        source["path"] = str((folder / Path(source["path"]).expanduser()).resolve())
+    for section, key in paths(data):
+        section[key] = str((folder / Path(section[key]).expanduser()).resolve())
     if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith((".", "~")):
         model["base"] = str((folder / Path(model["base"]).expanduser()).resolve())
+
+
+def paths(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Where paths stand in a recipe's data: the mapping or list, and its key."""
+    if not isinstance(data, dict):
+        return
+    source, scrub, benchmarks = data.get("source"), data.get("scrub"), data.get("benchmarks")
+    for one in source if isinstance(source, list) else [source]:
+        if isinstance(one, dict) and isinstance(one.get("path"), str):
+            yield one, "path"
+    if isinstance(scrub, dict) and isinstance(scrub.get("map_key"), str):
+        yield scrub, "map_key"
+    if isinstance(benchmarks, dict) and isinstance(benchmarks.get("files"), list):
+        yield from ((benchmarks["files"], i) for i, one in enumerate(benchmarks["files"]) if isinstance(one, str))
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes

@@ -2,7 +2,8 @@
 
     recipe.yaml                  what was asked
     provenance.json              with which versions, on what hardware (no host, no user, no paths)
-    data/train, data/held_out    records and their units of privacy, as datasets
+    data/train, data/held_out, data/calibration, data/tokens
+                                 records and their units of privacy, and what is trained on as tokens, as datasets
     data/canaries.json           planted secrets and their twins
     data/manifest.json           counts and digests
     models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"
@@ -16,7 +17,6 @@ inside a model's folder that training writes by itself (ledger, log, checkpoint)
 """
 
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,22 +25,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from reticent import recipe as recipes
+from reticent.data import store
 from reticent.data.record import Record
 from reticent.errors import RunError
 from reticent.measurement import Measurement
 from reticent.recipe import Recipe
+from reticent.tokens import Tokens
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 STAGES: Final = ("prepare", "train", "audit", "evaluate", "report")
 """In the order in which they are done."""
 
-Part = Literal["train", "held_out"]
+RecordPart = Literal["train", "held_out", "calibration"]
+Part = Literal[RecordPart, "tokens"]
 ModelName = Literal["private", "twin"]
 
 _TEMPORARY = ".writing-"
@@ -212,36 +218,49 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- data
 
-    def write_records(self, part: Part, records: Sequence[Record], units: Sequence[str]) -> str:
-        """Store records with the unit of privacy of each; returns the SHA-256 of all of it, for the manifest."""
-        import datasets
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """Where temporary files without names go.
 
-        text, texts = datasets.Value("string"), datasets.List(datasets.Value("string"))
-        names = ("id", "owner", "prompt", "completion", "origin")
-        features = dict.fromkeys((*names, "unit"), text) | {"options": texts, "answer": datasets.Value("int32")}
-        columns = {name: [getattr(record, name) for record in records] for name in names}
-        columns |= {
-            "unit": list(units),
-            "options": [list(record.options) for record in records],
-            "answer": [record.answer for record in records],
-        }
-        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        with self.replacing(self.folder / "data" / part) as folder, _no_bars():
-            table.save_to_disk(folder, num_shards=None if records else 1)  # No shard at all cannot be read back.
-        return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+        Raises:
+            RunError: The disk is full.
+        """
+        with _told(self.folder):
+            yield self.folder
 
-    def read_records(self, part: Part) -> list[tuple[Record, str]]:
-        """Records and the unit of privacy of each, in the order in which they were written."""
-        import datasets
+    @contextmanager
+    def writing(self, part: Part) -> Iterator[store.Folder]:
+        """Rows of records or tokens, which are there when the block ends well.
 
+        Records have columns ``unit``, their unit of privacy, and ``client``, the institution that trains on them; so
+        do tokens.
+        """
+        with self.replacing(self.folder / "data" / part) as folder:
+            writer = store.Folder(folder, store.kept(part))
+            yield writer
+            writer.close()
+
+    def read_records(self, part: RecordPart, keep: Collection[int] | None = None) -> list[tuple[Record, str]]:
+        """Records and the unit of privacy of each, in the order in which they were written; ``keep``: only these."""
+        found: list[tuple[Record, str]] = []
+        start = 0
+        for table in self._tables(part):
+            if keep is not None:
+                size = table.num_rows
+                table = table.filter([start + row in keep for row in range(size)])
+                start += size
+            found += zip(store.to_records(table), table["unit"].to_pylist(), strict=True)
+        return found
+
+    def read_tokens(self) -> Iterator[tuple[str, Tokens]]:
+        """The training records as tokens, each with its unit of privacy."""
+        for table in self._tables("tokens"):
+            yield from zip(table["unit"].to_pylist(), store.to_tokens(table), strict=True)
+
+    def _tables(self, part: Part) -> Iterator["pa.Table"]:
         folder = self.folder / "data" / part
         try:
-            rows = datasets.Dataset.load_from_disk(str(folder)).to_list()
-            return [
-                (Record(**{**row, "options": tuple(row["options"])}), unit)
-                for row in rows
-                for unit in [row.pop("unit")]
-            ]
+            yield from store.read_tables(folder)
         except Exception:  # Of many libraries; their text may hold that of records.
             raise RunError(
                 f"{folder} is missing or damaged; redo it with: reticent prepare {self.folder} --again"
@@ -449,20 +468,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """No progress bars of datasets' own: libraries are quiet."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 
 from reticent import recipe as recipes
+from reticent.data import store
 from reticent.data.record import Record
 from reticent.errors import RunError
 from reticent.measurement import Measurement
@@ -32,7 +34,7 @@ def run(tmp_path) -> Run:
 @pytest.fixture
 def done(run) -> Run:
     """A run in which every stage left its outputs."""
-    run.write_records("train", [], [])
+    write(run, "train")
     run.model_folder("private").mkdir(parents=True)
     run.write_report("<html>", {})
     for stage in STAGES:
@@ -40,6 +42,15 @@ def done(run) -> Run:
         run.write_plots(stage, {"curve": [1]})
         run.finish(stage, {"stage": stage})
     return run
+
+
+def write(run: Run, part: str, *rows: tuple[Record, str]) -> str:
+    """Records with their units; returns the digest."""
+    with run.writing(part) as folder:
+        for record, unit in rows:
+            table = store.to_table([record]).append_column("unit", [[unit]])
+            folder.append(table.append_column("client", [[None]]))
+    return folder.sha256
 
 
 def stray(run: Run) -> list[str]:
@@ -120,22 +131,37 @@ def test_records_come_back_with_their_units(run):
         id="1", owner="a", prompt="p", completion="c", origin="clinic/coding", options=("b", "c"), answer=1
     )
     plain = Record(id="2", owner="b", prompt="", completion="é\n", origin="notes.jsonl")
-    first = run.write_records("train", [question, plain], ["u1", "u2"])
+    first = write(run, "train", (question, "u1"), (plain, "u2"))
     assert run.read_records("train") == [(question, "u1"), (plain, "u2")]
-    assert run.write_records("train", [plain], ["u2"]) != first
+    assert run.read_records("train", {1}) == [(plain, "u2")]
+    assert datasets.load_from_disk(run.folder / "data" / "train")[1]["completion"] == "é\n"
+    assert write(run, "train", (plain, "u2")) != first
     assert run.read_records("train") == [(plain, "u2")]
-    run.write_records("held_out", [], [])
+    write(run, "held_out")
     assert run.read_records("held_out") == []
     assert stray(run) == []
 
 
 def test_damaged_records_are_told_without_their_text(run):
-    run.write_records("train", [Record(id="1", owner="a", prompt="", completion="secret", origin="x")], ["u"])
+    write(run, "train", (Record(id="1", owner="a", prompt="", completion="secret", origin="x"), "u"))
     next((run.folder / "data" / "train").glob("*.arrow")).write_bytes(b"secret")
     with pytest.raises(RunError, match=r"missing or damaged; redo it with: reticent prepare") as caught:
         run.read_records("train")
     assert "secret" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+def test_a_missing_end_is_noticed(run):
+    rows = [(Record(id=str(i), owner="a", prompt="", completion="text", origin="x"), "u") for i in range(2)]
+    size = []
+    for count in (1, 2):
+        write(run, "train", *rows[:count])
+        data = next((run.folder / "data" / "train").glob("*.arrow"))
+        size.append(data.stat().st_size)
+    end = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow stream
+    data.write_bytes(data.read_bytes()[: size[0] - len(end)] + end)
+    with pytest.raises(RunError, match="missing or damaged"):
+        run.read_records("train")
 
 
 def test_other_artefacts_come_back(run):
@@ -170,7 +196,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(run, monkeypatch):
     with pytest.raises(RunError, match=r"cannot write .*manifest.json: No space left on device; make room"):
         run.write_manifest({"records": 4})
     with pytest.raises(RunError, match=r"cannot write .*train: No space left on device"):
-        run.write_records("train", [], [])
+        write(run, "train")
     monkeypatch.undo()
     assert run.read_manifest() == {"records": 3}
     assert stray(run) == []

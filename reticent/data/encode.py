@@ -5,62 +5,74 @@ option of a multiple-choice question is encoded exactly as it would have been tr
 trained: a model that never learned to stop goes on with somebody else's text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from reticent.data.record import Record
 from reticent.errors import DataError
 from reticent.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Template = Literal["chat", "plain"]
+Template = Literal["chat", "plain", "verbatim"]
 LongRecords = Literal["cut", "split", "drop"]
 
 PROBE = "reticent"  # stands for an answer, to see what a chat template puts behind it
 
 
 class Encoded(NamedTuple):
-    """``tokens`` in the order of the records; ``tokens[i]`` is (a piece of) record number ``record[i]``.
+    """``tokens`` in the order of the records, of which each has the next ``pieces`` (none: it is left out).
 
     ``cut``, ``split`` and ``dropped`` count records: shortened (a cut record has lost its end-of-text token), made
     into pieces, and left out for their length or because nothing in them would be trained.
     """
 
     tokens: list[Tokens]
-    record: list[int]
+    pieces: list[int]
     cut: int
     split: int
     dropped: int
 
 
-def encode_records(
-    records: Sequence[Record],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    template: Template,
-    train_on_prompt: bool,
-    max_tokens: int,
-    long_records: LongRecords,
-) -> Encoded:
-    """All records, as `encode` does each."""
-    frame = _Frame(tokenizer, template)
-    tokens: list[Tokens] = []
-    owner_of: list[int] = []
-    cut = split = dropped = 0
-    for index, record in enumerate(records):
-        head, body = frame.parts(record.prompt, record.completion)
-        pieces = _fit(head, body, train_on_prompt=train_on_prompt, max_tokens=max_tokens, long_records=long_records)
-        tokens += pieces
-        owner_of += [index] * len(pieces)
-        too_long = len(head) + len(body) > max_tokens
-        dropped += not pieces
-        cut += bool(pieces) and too_long and long_records == "cut"
-        split += bool(pieces) and too_long and long_records == "split"
-    return Encoded(tokens, owner_of, cut, split, dropped)
+class Encoder:
+    """Encodes batches of records, all in one way; see `encode`."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        template: Template,
+        train_on_prompt: bool,
+        max_tokens: int,
+        long_records: LongRecords,
+    ) -> None:
+        self._frame = _Frame(tokenizer, template)
+        self._train_on_prompt = train_on_prompt
+        self._max_tokens = max_tokens
+        self._long_records: LongRecords = long_records
+
+    def __call__(self, texts: Sequence[tuple[str, str]]) -> Encoded:
+        """Prompts and completions, as `encode` does each."""
+        tokens: list[Tokens] = []
+        counts: list[int] = []
+        cut = split = dropped = 0
+        for head, body in self._frame.parts(texts):
+            pieces = _fit(
+                head,
+                body,
+                train_on_prompt=self._train_on_prompt,
+                max_tokens=self._max_tokens,
+                long_records=self._long_records,
+            )
+            tokens += pieces
+            counts.append(len(pieces))
+            too_long = len(head) + len(body) > self._max_tokens
+            dropped += not pieces
+            cut += bool(pieces) and too_long and self._long_records == "cut"
+            split += bool(pieces) and too_long and self._long_records == "split"
+        return Encoded(tokens, counts, cut, split, dropped)
 
 
 def encode(
@@ -75,9 +87,10 @@ def encode(
 ) -> list[Tokens]:
     """One record as pieces of at most ``max_tokens``: mostly one, none if nothing would be trained.
 
-    "plain" is the prompt, a line break, the completion and the end-of-text token. "chat" is the prompt as the
+    "plain" is the prompt, a line break, the completion and the end-of-text token; "verbatim" the same without the line
+    break. "chat" is the prompt as the
     tokenizer's chat template opens an answer, the completion, and what the template ends an answer with. An empty
-    prompt makes plain text under both: the completion and the end-of-text token. The token that a tokenizer puts
+    prompt makes plain text under all: the completion and the end-of-text token. The token that a tokenizer puts
     before every text stays, and the first token is never trained.
 
     A longer record is cut at its end (and so loses its end-of-text token), left out ("drop"), or split. Pieces of a
@@ -88,8 +101,14 @@ def encode(
     Raises:
         DataError: The tokenizer has no chat template or no end-of-text token.
     """
-    head, body = _Frame(tokenizer, template).parts(prompt, completion)
-    return _fit(head, body, train_on_prompt=train_on_prompt, max_tokens=max_tokens, long_records=long_records)
+    encoder = Encoder(
+        tokenizer,
+        template=template,
+        train_on_prompt=train_on_prompt,
+        max_tokens=max_tokens,
+        long_records=long_records,
+    )
+    return encoder([(prompt, completion)]).tokens
 
 
 class _Frame:
@@ -105,16 +124,25 @@ class _Frame:
         self._eos: list[int] = [int(tokenizer.eos_token_id)]
         first = tokenizer.encode("", add_special_tokens=True)[:1]
         self._start: list[int] = first if first and first[0] == tokenizer.bos_token_id else []
-        self._chat_end = self._ids(self._behind_answer()) or self._eos if template == "chat" else self._eos
+        self._fast = _core(tokenizer)
+        self._chat_end = self._ids([self._behind_answer()])[0] or self._eos if template == "chat" else self._eos
 
-    def parts(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt part (empty for plain text) and of the completion part with its end."""
-        if not prompt:
-            return [], [*self._start, *self._ids(completion), *self._eos]
-        if self._template == "plain":
-            return [*self._start, *self._ids(f"{prompt}\n")], [*self._ids(completion), *self._eos]
-        opening = self._render([_said("user", prompt)], opens_answer=True)  # the template writes the start token itself
-        return self._ids(opening), [*self._ids(completion), *self._chat_end]
+    def parts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Token ids of each prompt part (empty for plain text) and of each completion part with its end."""
+        heads = iter(self._ids([self._head(prompt) for prompt, _ in texts if prompt]))
+        bodies = self._ids([completion for _, completion in texts])
+        for (prompt, _), body in zip(texts, bodies, strict=True):
+            if not prompt:
+                yield [], [*self._start, *body, *self._eos]
+            elif self._template == "chat":
+                yield next(heads), [*body, *self._chat_end]  # the template writes the start token itself
+            else:
+                yield [*self._start, *next(heads)], [*body, *self._eos]
+
+    def _head(self, prompt: str) -> str:
+        if self._template == "chat":
+            return self._render([_said("user", prompt)], opens_answer=True)
+        return f"{prompt}\n" if self._template == "plain" else prompt
 
     def _behind_answer(self) -> str:
         talk = self._render([_said("user", "?"), _said("assistant", PROBE)], opens_answer=False)
@@ -125,10 +153,24 @@ class _Frame:
         text: Any = self._tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=opens_answer)
         return str(text)
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        if self._fast is not None:
+            return [one.ids for one in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
         # verbose=False: no warning about the model's longest text; max_tokens decides.
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        found = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: list[list[int]] = found["input_ids"]
         return ids
+
+
+def _core(tokenizer: "PreTrainedTokenizerBase") -> Any:
+    """The tokenizer's own core, where it has one: it encodes many texts at once, on all processors."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None:
+        core.no_truncation()
+        core.no_padding()
+    return core
 
 
 def _said(role: str, content: str) -> dict[str, str]:

@@ -2,24 +2,25 @@
 
 from typing import Any
 
+import numpy as np
+
 from reticent.data import canary
-from reticent.data.split import split
+from reticent.data.split import PARTS
 from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, PrivatePlan
 from reticent.recipe import Recipe
 from reticent.stages.inputs import plan_for, trained_models
-from reticent.stages.prepare import canaries_of, read, units_of
+from reticent.stages.prepare import canaries_of, read
 from reticent.stages.train import prepared
 
 
 def check(recipe: Recipe) -> list[tuple[str, str]]:
     """What would be trained, on what, with which promise: (label, value) rows. Reads the data, trains nothing."""
-    records = read(recipe)
-    units = units_of(recipe, records)
-    parts = split(records, units.unit, held_out=recipe.data.held_out, seed=recipe.data.seed)
+    found = read(recipe)
+    records = dict(zip(PARTS, np.bincount(found.split.part, minlength=len(PARTS)).tolist(), strict=True))
     planted = canary.planted_records(canaries_of(recipe))
-    count = len({units.unit[i] for i in parts.train} | {unit for _, unit in planted})
+    count = found.unit_count("train") + len({unit for _, unit in planted})
     rows = [
-        ("records", f"{len(parts.train)} to train on, {len(parts.held_out)} held out, {len(planted)} canaries"),
+        ("records", f"{records['train']} to train on, {records['held_out']} held out, {len(planted)} canaries"),
         ("units", f"{count} {recipe.privacy.unit}s to train on"),
     ]
     for name in trained_models(recipe):

@@ -8,7 +8,7 @@ from reticent.measurement import Measurement
 from reticent.progress import Progress
 from reticent.recipe import Recipe
 from reticent.run import Run
-from reticent.stages.inputs import all_models, encode_all, encode_answer, held_out, open_model
+from reticent.stages.inputs import all_models, encode_answer, encoder, held_out, open_model
 
 Normalise = Literal["sum", "tokens"]
 _WORDS: dict[Normalise, str] = {"sum": "of the whole text", "tokens": "per token"}
@@ -30,7 +30,7 @@ def evaluate(run: Run, progress: Progress) -> None:
     recipe = run.recipe
     tokenizer = load_tokenizer(recipe.model.base)
     records, owners = held_out(run)
-    texts = encode_all(recipe, records, tokenizer)
+    texts = encoder(recipe, tokenizer)([(record.prompt, record.completion) for record in records])
     plain = texts.tokens if recipe.evaluate.perplexity else []
     questions = [record for record in records if record.options] if recipe.evaluate.choices else []
     options = [
@@ -44,7 +44,7 @@ def evaluate(run: Run, progress: Progress) -> None:
         if plain:
             found = perplexity(
                 scores[: len(plain)],
-                [owners[index] for index in texts.record],
+                [owner for owner, pieces in zip(owners, texts.pieces, strict=True) for _ in range(pieces)],
                 rng=np.random.default_rng(recipe.data.seed),
             )
             measurements.append(

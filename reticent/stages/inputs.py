@@ -1,12 +1,11 @@
 """What several stages need of a run: its records as tokens, its plan, its models."""
 
 import random
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from reticent.data.encode import Encoded, encode, encode_records
+from reticent.data.encode import Encoder, encode
 from reticent.data.record import Record
 from reticent.privacy.clipping import Quantile
 from reticent.privacy.plan import Plan, banded_plan, dpsgd_plan, nonprivate_plan
@@ -63,10 +62,9 @@ def public_name(base: str) -> str:
     return Path(base).name if Path(base).is_absolute() else base
 
 
-def encode_all(recipe: Recipe, records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
-    """Records as the recipe says they are learned."""
-    return encode_records(
-        records,
+def encoder(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+    """Makes tokens of records as the recipe says they are learned."""
+    return Encoder(
         tokenizer,
         template=recipe.data.template,
         train_on_prompt=recipe.data.train_on_prompt,
@@ -98,10 +96,11 @@ class HeldOut(NamedTuple):
 
 def held_out(run: Run) -> HeldOut:
     """The held-out records, or a sample of them if the recipe limits their number."""
-    rows = run.read_records("held_out")
-    limit = run.recipe.evaluate.limit
-    if limit is not None and limit < len(rows):
-        rows = random.Random(run.recipe.data.seed).sample(rows, limit)
+    limit, count = run.recipe.evaluate.limit, run.read_manifest()["records"]["held_out"]
+    keep = None
+    if limit is not None and limit < count:
+        keep = set(random.Random(run.recipe.data.seed).sample(range(count), limit))
+    rows = run.read_records("held_out", keep)
     return HeldOut([record for record, _ in rows], [unit for _, unit in rows])
 
 

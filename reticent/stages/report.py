@@ -55,16 +55,15 @@ def contents(run: Run) -> dict[str, Any]:
 
 def _source(recipe: Recipe) -> str:
     source = recipe.data.source
-    if not isinstance(source, Source):
+    if isinstance(source, str):
         return source
-    return str(source.path or source.hub)
+    return " and ".join(one.told() for one in ([source] if isinstance(source, Source) else source))
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
     """The recipe with file names instead of this machine's paths."""
-    changes: dict[str, Any] = {}
-    if isinstance(recipe.data.source, Source) and recipe.data.source.path:
-        source = recipe.data.source.model_copy(update={"path": Path(recipe.data.source.path).name})
-        changes["data"] = recipe.data.model_copy(update={"source": source})
-    changes["model"] = recipe.model.model_copy(update={"base": public_name(recipe.model.base)})
-    return recipe.model_copy(update=changes)
+    values = recipe.model_dump(mode="json")
+    for section, key in recipes.paths(values["data"]):
+        section[key] = Path(section[key]).name
+    values["model"]["base"] = public_name(recipe.model.base)
+    return recipes.from_dict(values)

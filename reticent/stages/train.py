@@ -8,10 +8,10 @@ from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan
 from reticent.progress import SILENT, Progress
 from reticent.recipe import Lora, Private, Recipe
 from reticent.run import ModelName, Run
-from reticent.stages.inputs import encode_all, plan_for, public_name, trained_models
+from reticent.stages.inputs import plan_for, public_name, trained_models
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from reticent.gradients.rows import Unit
     from reticent.models.load import Loaded
@@ -80,7 +80,7 @@ def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> d
     done = run.model_folder(name).exists()
     if not done:
         loaded = _base(recipe, team)
-        units = _units(run, loaded.tokenizer)
+        units = _units(run)
         job = _Job(recipe, units, plan_for(recipe, name, len(units)))
         team.tell(lambda: job)
         files = loop.Files(run.ledger_path(name), run.log_path(name), run.checkpoint_folder(name))
@@ -177,14 +177,12 @@ def settings(recipe: Recipe, micro_batch_tokens: int) -> Any:
     return Settings(**{field: values[field] for field in Settings._fields})
 
 
-def _units(run: Run, tokenizer: "PreTrainedTokenizerBase") -> "list[Unit]":
+def _units(run: Run) -> "list[Unit]":
     """The training records by unit of privacy, as tokens."""
     from reticent.gradients.rows import Unit
     from reticent.tokens import Tokens
 
-    rows = run.read_records("train")
-    encoded = encode_all(run.recipe, [record for record, _ in rows], tokenizer)
     members: dict[str, list[Tokens]] = {}
-    for tokens, index in zip(encoded.tokens, encoded.record, strict=True):
-        members.setdefault(rows[index][1], []).append(tokens)
+    for unit, tokens in run.read_tokens():
+        members.setdefault(unit, []).append(tokens)
     return [Unit(unit, tuple(tokens)) for unit, tokens in members.items()]

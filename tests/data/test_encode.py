@@ -7,8 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from reticent.data.encode import Encoded, LongRecords, Template, encode, encode_records
-from reticent.data.record import Record
+from reticent.data.encode import Encoder, LongRecords, Template, encode
 from reticent.errors import DataError
 from reticent.tokens import Tokens
 
@@ -50,6 +49,7 @@ def _shown(tokens: Tokens, tokenizer: Any = None) -> tuple[str, str]:
         ("ask", {"train_on_prompt": True}, ("ask\nsay<eos>", "sk\nsay<eos>")),
         ("", {}, ("say<eos>", "ay<eos>")),
         ("", {"template": "chat"}, ("say<eos>", "ay<eos>")),
+        ("ask", {"template": "verbatim"}, ("asksay<eos>", "say<eos>")),
         ("ask", {"template": "chat"}, ("<|user|>ask<|end|>\n<|assistant|>say<|end|>", "say<|end|>")),
         ("ask", {"max_tokens": 6}, ("ask\nsa", "sa")),
     ],
@@ -95,38 +95,51 @@ def test_pieces_keep_a_short_prompt_and_go_on_after_a_long_one() -> None:
     assert long == [("r ask\n01", "01"), ("1234567<eos>", "234567<eos>")]
 
 
-def _records(*texts: tuple[str, str]) -> list[Record]:
-    return [Record(id=str(i), owner="o", prompt=p, completion=c, origin="test") for i, (p, c) in enumerate(texts)]
-
-
 @pytest.mark.parametrize(
-    ("long_records", "record", "counts"),
+    ("long_records", "pieces", "counts"),
     [
-        ("cut", [0, 1], (1, 0, 1)),
-        ("split", [0, 1, 1, 1, 2, 2], (0, 2, 0)),
-        ("drop", [0], (0, 0, 2)),
+        ("cut", [1, 1, 0], (1, 0, 1)),
+        ("split", [1, 3, 2], (0, 2, 0)),
+        ("drop", [1, 0, 0], (0, 0, 2)),
     ],
 )
-def test_counts(long_records: LongRecords, record: list[int], counts: tuple[int, int, int]) -> None:
-    encoded = encode_records(
-        _records(("ask", "say"), ("", "0123456789" * 2), ("a longer ask", "say it again")),
-        _tokenizer(),
-        template="plain",
-        train_on_prompt=False,
-        max_tokens=10,
-        long_records=long_records,
+def test_counts(long_records: LongRecords, pieces: list[int], counts: tuple[int, int, int]) -> None:
+    encode_all = Encoder(
+        _tokenizer(), template="plain", train_on_prompt=False, max_tokens=10, long_records=long_records
     )
-    assert isinstance(encoded, Encoded)
-    assert encoded.record == record and len(encoded.tokens) == len(record)
+    encoded = encode_all([("ask", "say"), ("", "0123456789" * 2), ("a longer ask", "say it again")])
+    assert encoded.pieces == pieces and len(encoded.tokens) == sum(pieces)
     assert (encoded.cut, encoded.split, encoded.dropped) == counts
 
 
-def test_an_option_is_encoded_as_a_completion() -> None:
-    record = Record(id="1", owner="1", prompt="q", completion="b", origin="t", options=("a", "b"), answer=1)
-    settings: dict[str, Any] = {"template": "chat", "train_on_prompt": False, "max_tokens": 99, "long_records": "cut"}
-    (trained,) = encode_records([record], _tokenizer(), **settings).tokens
-    (option,) = encode(record.prompt, record.options[1], _tokenizer(), **settings)
-    assert np.array_equal(trained.ids, option.ids) and np.array_equal(trained.trained, option.trained)
+class _Slow:
+    """A tokenizer without a core of its own, as those written in Python are."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
+        self.chat_template, self.apply_chat_template = tokenizer.chat_template, tokenizer.apply_chat_template
+        self.encode = tokenizer.encode
+
+    def __call__(self, texts: list[str], **settings: Any) -> Any:
+        return self._tokenizer(texts, **settings)
+
+
+@pytest.mark.parametrize("template", ["chat", "plain", "verbatim"])
+def test_many_texts_are_encoded_as_one_by_one_and_without_a_core(template: Template) -> None:
+    texts = [("ask", "say"), ("", "plain"), ("longer ask", "  say\nit"), ("ask", "é ü <eos> x")]
+    settings: dict[str, Any] = {
+        "template": template,
+        "train_on_prompt": False,
+        "max_tokens": 99,
+        "long_records": "cut",
+    }
+    many = Encoder(_tokenizer(), **settings)(texts).tokens
+    slow = Encoder(_Slow(_tokenizer()), **settings)(texts).tokens  # type: ignore[arg-type]  # as far as it is used
+    for (prompt, completion), one, other in zip(texts, many, slow, strict=True):
+        (alone,) = encode(prompt, completion, _tokenizer(), **settings)
+        assert one.ids.tolist() == other.ids.tolist() == alone.ids.tolist()
+        assert one.trained.tolist() == other.trained.tolist() == alone.trained.tolist()
 
 
 def test_a_tokenizer_without_chat_template_is_refused() -> None:

@@ -5,9 +5,30 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from reticent.data.corpus import Corpus
+from reticent.data.near import bands
 from reticent.data.record import Record
-from reticent.data.split import _bands, assign_units, split
+from reticent.data.split import PARTS, Units, assign_units, split
 from reticent.errors import DataError
+
+
+def _corpus(records: list[Record], near_duplicates: float = 0.8) -> Corpus:
+    corpus = Corpus(near_duplicates=near_duplicates)
+    for start in range(0, len(records), 7):  # The batches do not matter.
+        corpus.add(records[start : start + 7])
+    return corpus
+
+
+def _units(records: list[Record], unit: str, near_duplicates: float = 0.8) -> tuple[list[int], int, int]:
+    found = assign_units(_corpus(records, near_duplicates), unit=unit)  # type: ignore[arg-type]  # a parameter's word
+    return found.first.tolist(), found.exact_duplicates, found.near_duplicates
+
+
+def _split(records: list[Record], units: Units | None = None, **shares: float) -> dict[str, list[int]]:
+    corpus = _corpus(records)
+    first = (units or assign_units(corpus, unit="record")).first
+    part = split(corpus, first, **{"held_out": 0.0, "seed": 0, **shares}).part  # type: ignore[arg-type]  # seed is whole
+    return {name: np.flatnonzero(part == i).tolist() for i, name in enumerate(PARTS)}
 
 
 def _records(texts: list[str], owners: list[str] | None = None) -> list[Record]:
@@ -20,23 +41,23 @@ def _records(texts: list[str], owners: list[str] | None = None) -> list[Record]:
 
 def test_unit_owner_joins_the_records_of_one_owner_and_unit_record_does_not() -> None:
     records = _records(["one", "two", "three"], ["p", "q", "p"])
-    assert assign_units(records, unit="owner", near_duplicates=0.8) == (["p", "q", "p"], 0, 0)
-    assert assign_units(records, unit="record", near_duplicates=0.8) == (["r0", "r1", "r2"], 0, 0)
+    assert _units(records, "owner") == ([0, 1, 0], 0, 0)
+    assert _units(records, "record") == ([0, 1, 2], 0, 0)
 
 
 def test_equal_texts_of_two_owners_are_one_unit_with_all_that_the_owners_have() -> None:
     records = _records(["Same  text", "same text", "other", "else"], ["p", "q", "q", "s"])
-    assert assign_units(records, unit="owner", near_duplicates=0.8) == (["p", "p", "p", "s"], 1, 0)
+    assert _units(records, "owner") == ([0, 0, 0, 3], 1, 0)
 
 
 def test_the_prompt_counts_as_text() -> None:
     records = [Record(id=p, owner=p, prompt=p, completion="yes", origin="test") for p in ("is it A", "is it B")]
-    assert len(set(assign_units(records, unit="record", near_duplicates=0.8).unit)) == 2
+    assert _units(records, "record")[0] == [0, 1]
 
 
 def test_short_texts_are_joined_only_if_equal() -> None:
     records = _records(["a b c d", "a b c e", "A B c d"])
-    assert assign_units(records, unit="record", near_duplicates=0.1) == (["r0", "r1", "r0"], 1, 0)
+    assert _units(records, "record", 0.1) == ([0, 1, 0], 1, 0)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
@@ -60,59 +81,79 @@ def test_near_duplicates_are_those_of_all_pairs_compared(threshold: float) -> No
         for i, j in combinations(range(len(texts)), 2)
         if len(shingles(texts[i]) & shingles(texts[j])) >= threshold * len(shingles(texts[i]) | shingles(texts[j]))
     }
-    units = assign_units(_records(texts), unit="record", near_duplicates=threshold)
-    assert together
-    assert all(units.unit[i] == units.unit[j] for i, j in together)
-    assert units.near_duplicates == len({j for _, j in together})
-    assert len(set(units.unit)) >= len(base)
+    first = list(range(len(texts)))  # the smallest text that each hangs together with
+    for i, j in sorted(together):
+        low, high = sorted((first[i], first[j]))
+        first = [low if one == high else one for one in first]
+    found, exact, near = _units(_records(texts), "record", threshold)
+    assert together and len(set(first)) >= len(base)
+    assert found == first
+    assert (exact, near) == (0, len(texts) - len(set(first)))
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.8, 0.95, 1.0])
 def test_a_pair_on_the_threshold_is_hardly_ever_overlooked(threshold: float) -> None:
-    bands, rows = _bands(threshold)
-    assert bands * rows <= 128
-    assert (1 - threshold**rows) ** bands <= (2e-3 if threshold < 0.1 else 1e-3)
+    count, rows = bands(threshold)
+    assert count * rows <= 128
+    assert (1 - threshold**rows) ** count <= (2e-3 if threshold < 0.1 else 1e-3)
 
 
 @pytest.mark.parametrize("unit", ["record", "owner"])
-def test_no_owner_and_no_unit_on_both_sides(unit: str) -> None:
+def test_no_owner_and_no_unit_in_two_parts(unit: str) -> None:
     rng = np.random.default_rng(1)
     texts = [f"text {rng.integers(150)}" for _ in range(200)]  # some equal, across owners
     records = _records(texts, [f"p{rng.integers(120)}" for _ in range(200)])
-    units = assign_units(records, unit=unit, near_duplicates=0.8)  # type: ignore[arg-type]
-    train, held_out = split(records, units.unit, held_out=0.5, seed=0)
-    assert sorted(train + held_out) == list(range(200))
-    assert train and held_out
-    for value in ([r.owner for r in records], units.unit, [r.completion for r in records]):
-        assert not {value[i] for i in train} & {value[i] for i in held_out}
+    units = assign_units(_corpus(records), unit=unit)  # type: ignore[arg-type]  # a parameter's word
+    parts = _split(records, units, held_out=0.3, calibration=0.3)
+    assert sorted(i for part in parts.values() for i in part) == list(range(200))
+    assert all(parts.values())
+    for value in ([r.owner for r in records], units.first.tolist(), texts):
+        seen = [{value[i] for i in part} for part in parts.values()]
+        assert not any(one & other for one, other in combinations(seen, 2))
 
 
 def test_the_share_is_of_groups_and_the_seed_decides() -> None:
     records = _records([f"t{i}" for i in range(2000)], [f"p{i // 2}" for i in range(2000)])
-    units = [r.owner for r in records]
-    first = split(records, units, held_out=0.1, seed=0)
-    assert abs(len(first.held_out) / 2 - 100) < 4 * (1000 * 0.1 * 0.9) ** 0.5  # owners, 4 sd
-    assert first == split(records, units, held_out=0.1, seed=0)
-    assert first != split(records, units, held_out=0.1, seed=1)
+    first = _split(records, held_out=0.1)
+    assert abs(len(first["held_out"]) / 2 - 100) < 4 * (1000 * 0.1 * 0.9) ** 0.5  # owners, 4 sd
+    assert first == _split(records, held_out=0.1)
+    assert first != _split(records, held_out=0.1, seed=1)
+
+
+def test_calibration_leaves_the_held_out_records_as_they_are() -> None:
+    records = _records([f"t{i}" for i in range(300)])
+    without, with_it = _split(records, held_out=0.2), _split(records, held_out=0.2, calibration=0.2)
+    assert without["held_out"] == with_it["held_out"]
+    assert set(with_it["calibration"]) < set(without["train"])
 
 
 def test_one_owner_more_moves_nobody_else() -> None:
     records = _records([f"t{i}" for i in range(300)], [f"p{i // 3}" for i in range(300)])
-    units = [r.owner for r in records]
-    whole = split(records, units, held_out=0.3, seed=0)
-    kept = [i for i in range(300) if units[i] != "p7"]
-    less = split([records[i] for i in kept], [units[i] for i in kept], held_out=0.3, seed=0)
-    assert {kept[i] for i in less.train} == set(whole.train) & set(kept)
+    whole = _split(records, held_out=0.3)
+    kept = [i for i in range(300) if records[i].owner != "p7"]
+    less = _split([records[i] for i in kept], held_out=0.3)
+    assert {kept[i] for i in less["train"]} == set(whole["train"]) & set(kept)
 
 
-@pytest.mark.parametrize(("held_out", "who"), [(0.001, "nobody"), (0.999, "everybody")])
-def test_an_empty_side_is_refused(held_out: float, who: str) -> None:
-    records = _records(["a", "b", "c"])
-    with pytest.raises(DataError, match=f"holds out {who} of 3 owners"):
-        split(records, ["r0", "r1", "r2"], held_out=held_out, seed=0)
+@pytest.mark.parametrize(
+    ("shares", "match"),
+    [
+        ({"held_out": 0.001}, "data.held_out = 0.001 takes nobody of 3 owners"),
+        ({"held_out": 0.999}, "data.held_out = 0.999 takes everybody of 3 owners"),
+        ({"held_out": 0.4, "calibration": 0.001}, "data.calibration = 0.001 takes nobody of 3"),
+        ({"held_out": 0.5, "calibration": 0.499}, "leave none of 3 owners"),
+    ],
+)
+def test_an_empty_part_is_refused(shares: dict[str, float], match: str) -> None:
+    for seed in range(50):  # Until both are held out by some, for the last case.
+        try:
+            _split(_records(["a", "b", "c"]), **shares, seed=seed)
+        except DataError as error:
+            if match in str(error):
+                return
+    pytest.fail(f"nothing was refused with {match!r}")
 
 
 def test_a_single_owner_is_refused() -> None:
-    records = _records(["a", "b"], ["p", "p"])
     with pytest.raises(DataError, match="the 2 records form 1 group"):
-        split(records, ["r0", "r1"], held_out=0.5, seed=0)
+        _split(_records(["a", "b"], ["p", "p"]), held_out=0.5)

@@ -116,10 +116,10 @@ def test_a_layer_without_exact_unit_gradients_stops_before_the_twin_is_trained(b
 
 def test_damaged_data_say_how_to_redo_them(before):
     place = before("train")
-    arrow = place.run_folder / "data" / "train" / "data-00000-of-00001.arrow"
+    arrow = place.run_folder / "data" / "tokens" / "data-00000-of-00001.arrow"
     arrow.write_bytes(arrow.read_bytes()[:100])
     place.refused(
-        "train", "runs/my", match="data/train is missing or damaged; redo it with: reticent prepare runs/my --again"
+        "train", "runs/my", match="data/tokens is missing or damaged; redo it with: reticent prepare runs/my --again"
     )
 
 

@@ -109,7 +109,7 @@ def no_file_above(size):
 @pytest.mark.parametrize(
     ("stage", "size", "match"),
     [
-        ("prepare", 5_000, "cannot write runs/my/data/train: File too large"),
+        ("prepare", 5_000, "cannot write runs/my: File too large"),
         ("train", 5_000, "cannot write the checkpoint runs/my/models/twin/checkpoint"),
         ("audit", 1_000, "cannot write runs/my/measurements/audit.json"),
         ("report", 20_000, "cannot write runs/my/report.html"),

@@ -1,0 +1,188 @@
+"""Texts that are nearly equal: Jaccard similarity of their sets of 5-word shingles.
+
+Candidates come from MinHash with banding (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4);
+those whose sketches agree too little to be similar are passed over, and all others are compared exactly. So none is
+joined wrongly, and a pair on the threshold is overlooked with a chance of little more than 0.1 %.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reticent.data.store import unnamed_file
+
+SHINGLE = 5  # words
+HASHES = 128  # of each sketch
+MISSED = 1e-3  # at most this chance that a pair exactly on the threshold is no candidate
+SPREAD = 4.0  # standard deviations below the threshold at which a sketch rules a pair out
+_SEED = 1
+_VOCABULARY = 200_000  # words whose hashes are kept
+_BLOCK = 2**16
+
+Find = Callable[[np.ndarray], np.ndarray]
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """Bands and rows of the LSH: the most selective that overlook a pair on the threshold with chance <= MISSED.
+
+    A pair of similarity s is a candidate with chance 1 - (1 - s^rows)^bands.
+    """
+    rows = max(r for r in range(1, HASHES + 1) if r == 1 or (1 - threshold**r) ** (HASHES // r) <= MISSED)
+    return HASHES // rows, rows
+
+
+def shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """The runs of five words."""
+    return {tuple(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
+
+
+class Sketches:
+    """The MinHash of each text, on disk. ``threshold`` in (0, 1]: texts at least this similar are nearly equal."""
+
+    def __init__(self, threshold: float, folder: Path | None = None) -> None:
+        assert 0 < threshold <= 1, threshold
+        self.threshold = threshold
+        self._bands, self._rows = bands(threshold)
+        self._sketches, self._keys = unnamed_file(self, folder), unnamed_file(self, folder)
+        self._hashes = _Words()
+        self._count = 0
+
+    def add(self, texts: Sequence[Sequence[str]]) -> None:
+        """More texts, as words. One with fewer than five is like no other."""
+        from rensa import RMinHash  # type: ignore[import-untyped]
+
+        lengths = np.array([len(words) for words in texts])
+        hashes = np.fromiter((self._hashes[word] for words in texts for word in words), np.uint64, int(lengths.sum()))
+        runs = windows(hashes, SHINGLE)
+        inside, counts = within(lengths, SHINGLE)
+        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(runs[inside], ends, HASHES, _SEED)
+        sketches = np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), HASHES)
+        self._sketches.write(sketches.tobytes())
+        keys = _mixed(sketches[:, : self._bands * self._rows].reshape(len(texts), self._bands, self._rows))
+        keys[counts == 0] = 0
+        self._keys.write(keys.tobytes())
+        self._count += len(texts)
+
+    def join(self, join: Callable[[int, int], None], find: Find, words: Callable[[int], list[str]]) -> None:
+        """Calls ``join`` on pairs until all nearly equal texts hang together. ``find``: the group of each text."""
+        self._sketches.flush()
+        self._keys.flush()
+        if not self._count:
+            return
+        matrix = np.memmap(self._sketches, dtype=np.uint32, mode="r", shape=(self._count, HASHES))
+        least = self.threshold - SPREAD * (self.threshold * (1 - self.threshold) / HASHES) ** 0.5
+        sets = _Sets(words)
+        for band in range(self._bands):
+            for one, other in self._candidates(band, find):
+                agree = np.concatenate(
+                    [
+                        (matrix[one[i : i + _BLOCK]] == matrix[other[i : i + _BLOCK]]).mean(axis=1)
+                        for i in range(0, len(one), _BLOCK)
+                    ]
+                )
+                likely = agree >= least
+                for first, second in zip(one[likely].tolist(), other[likely].tolist(), strict=True):
+                    mine, theirs = sets[first], sets[second]
+                    common = len(mine & theirs)
+                    if common >= self.threshold * (len(mine) + len(theirs) - common):
+                        join(first, second)
+
+    def _candidates(self, band: int, find: Find) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of different groups that agree in one band; ``find`` is asked again for each lot of pairs."""
+        keys = self._column(band)
+        order = np.argsort(keys, kind="stable")
+        order = order[keys[order] != 0]
+        order = order[_runs(keys[order])]
+        for distance in range(1, len(order)):
+            groups, starts = find(order), _starts(keys[order])
+            if not len(starts):
+                return
+            # What hangs together already has nothing more to find, and a run shorter than the distance has no pair.
+            lengths = np.diff(np.append(starts, len(order)))
+            alike = np.minimum.reduceat(groups, starts) == np.maximum.reduceat(groups, starts)
+            order = order[np.repeat(~alike & (lengths > distance), lengths)]
+            if len(order) <= distance:
+                return
+            groups, column = find(order), keys[order]
+            pairs = (column[:-distance] == column[distance:]) & (groups[:-distance] != groups[distance:])
+            if pairs.any():
+                yield order[:-distance][pairs], order[distance:][pairs]
+
+    def _column(self, band: int) -> np.ndarray:
+        """The keys of all texts in one band."""
+        self._keys.seek(0)
+        blocks = []
+        while block := self._keys.read(_BLOCK * self._bands * 4):
+            blocks.append(np.frombuffer(block, dtype=np.uint32).reshape(-1, self._bands)[:, band].copy())
+        return np.concatenate(blocks)
+
+
+def windows(hashes: np.ndarray, size: int) -> np.ndarray:
+    """A hash of each run of ``size`` hashes, (n - size + 1,) uint64."""
+    count = max(len(hashes) - size + 1, 0)
+    runs = np.zeros(count, dtype=np.uint64)
+    for place in range(size):  # A multiplier of SplitMix64, and a shift so that order counts.
+        runs = (runs ^ (runs >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + hashes[place : place + count]
+    return runs
+
+
+def within(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which runs over the joined texts lie inside one text, and how many each text has."""
+    counts = np.maximum(lengths - size + 1, 0)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if len(lengths) else np.empty(0, np.int64)
+    before = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    return np.arange(int(counts.sum())) + before, counts
+
+
+class _Words(dict[str, int]):
+    """The hash of each word; bounded."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _VOCABULARY:
+            self.clear()
+        value = self[word] = word_hash(word)
+        return value
+
+
+def word_hash(word: str) -> int:
+    """64 bits of a word."""
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+class _Sets(dict[int, set[tuple[str, ...]]]):
+    """The shingles of texts compared lately."""
+
+    def __init__(self, words: Callable[[int], list[str]]) -> None:
+        self._words = words
+
+    def __missing__(self, item: int) -> set[tuple[str, ...]]:
+        if len(self) >= 2000:
+            self.clear()
+        value = self[item] = shingles(self._words(item))
+        return value
+
+
+def _mixed(rows: np.ndarray) -> np.ndarray:
+    """One key, never 0, of each band's rows: (texts, bands, rows) -> (texts, bands) uint32."""
+    keys = np.zeros(rows.shape[:2], dtype=np.uint64)
+    for place in range(rows.shape[2]):
+        keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + rows[:, :, place]
+    keys ^= keys >> np.uint64(32)
+    short: np.ndarray = (keys * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)).astype(np.uint32)
+    return np.maximum(short, 1)
+
+
+def _starts(keys: np.ndarray) -> np.ndarray:
+    """Where each run of equal keys begins."""
+    return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
+
+
+def _runs(keys: np.ndarray) -> np.ndarray:
+    """Which of sorted keys have an equal neighbour."""
+    same = keys[1:] == keys[:-1]
+    if not len(keys):
+        return np.empty(0, bool)
+    return np.asarray(np.append(same, False) | np.append(False, same))
