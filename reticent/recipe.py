@@ -42,6 +42,14 @@ class Source(Section):
     """A data set id on the Hugging Face hub, instead of a path."""
     split: str | None = None
     """Which split of the hub data set (train) or of the catalog's (its own)."""
+    config: str | None = None
+    """Which configuration of the hub data set."""
+    revision: str | None = None
+    """Which revision of the hub data set; name one, and the data stay what they are."""
+    template: Literal["alpaca", "vicuna", "course", "question"] | None = None
+    """A data set of the catalog in this template of another system, with data.template: verbatim; null: its own."""
+    options: dict[str, str | int] = {}
+    """What only one data set of the catalog knows, as {label_base: 1} for medmcqa; see: reticent data show NAME."""
     format: Literal["fields", "chat", "alpaca", "documents"] = "fields"
     """What a record is: a row with the fields named below, chat messages, or instruction, input and output; or a whole
     .txt file."""
@@ -71,11 +79,17 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_place_and_one_layout(self) -> Self:
         fields = [key for key in ("prompt", "completion", "text", "owner", "id") if getattr(self, key) is not None]
+        if own := sorted(set(self.options) & {*type(self).model_fields, "length", "max_length", "counts"}):
+            raise ValueError(f"{own[0]} is no option of a data set; see: reticent data show NAME")
         if self.name is not None:
-            if self.hub is not None or fields or self.format != "fields":
-                given = [*(["hub"] if self.hub else []), *fields, *(["format"] if self.format != "fields" else [])]
-                raise ValueError(f"the catalog knows where {self.name} is and what is in it; leave out {given[0]}")
+            given = [key for key in ("hub", "config", "revision", *fields) if getattr(self, key) is not None]
+            if given or self.format != "fields":
+                raise ValueError(
+                    f"the catalog knows where {self.name} is and what is in it; leave out {', '.join(given) or 'format'}"
+                )
             return self
+        if self.template is not None or self.options:
+            raise ValueError("template and options are for a data set of the catalog; give its name, or leave them out")
         _exactly_one(self, "path", "hub")
         if self.format != "fields":
             if given := [key for key in fields if key in ("prompt", "completion", "text")]:
@@ -91,17 +105,23 @@ class Source(Section):
         return self
 
 
+Family = Literal["fake-patient", "rare-suffix", "high-temperature", "new-token"]
+
+
 class Canaries(Section):
     """Invented secrets, planted so that leaks can be measured. They count as training data."""
 
     pairs: int = Field(default=20, ge=0)
     """Pairs of invented secrets; a coin decides which one is planted, the other is the held-out twin."""
-    copies: int = Field(default=10, ge=1)
-    """Times each planted secret is repeated; all copies are one unit of privacy."""
+    copies: Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = 10
+    """Times each planted secret is repeated; all copies are one unit of privacy. A list, as [1, 10, 100], deals its
+    numbers over the pairs."""
     digits: int = Field(default=4, ge=1, le=5)
     """Digits of each secret: it is ranked among all 10^digits."""
-    candidates: int = Field(default=100, ge=0)
-    """Invented records, each planted once if its own coin says so: the membership test."""
+    candidates: Annotated[int, Field(ge=0)] | dict[Family, Annotated[int, Field(ge=0)]] = 100
+    """Invented records, each planted once if its own coin says so: the membership test. A number is of fake-patient;
+    other families are named, as {fake-patient: 50, rare-suffix: 50}: rare-suffix, high-temperature (sampled from the
+    base model), new-token (a token that the data never use: an audit by whoever has the model alone)."""
 
 
 class Scrub(Section):

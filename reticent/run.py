@@ -4,6 +4,8 @@
     provenance.json              with which versions, on what hardware (no host, no user, no paths)
     data/train, data/held_out, data/calibration, data/tokens
                                  records and their units of privacy, and what is trained on as tokens, as datasets
+    data/scrub-map               what scrubbing replaced by what, if asked for, encrypted
+    spans/                       what scrubbing found, by digests: a second time is fast
     data/canaries.json           planted secrets and their twins
     data/manifest.json           counts and digests
     models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"
@@ -217,6 +219,15 @@ class Run:
         return [*own.get(stage, []), self._measurements(stage), self._plots(stage)]
 
     # ------------------------------------------------------------------------------------------------------- data
+
+    def span_cache(self) -> Path:
+        """Where scrubbing remembers what it found; it stays when the stage is forgotten."""
+        return self.folder / "spans"
+
+    @property
+    def scrub_map_path(self) -> Path:
+        """What was replaced by what, encrypted."""
+        return self.folder / "data" / "scrub-map"
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:

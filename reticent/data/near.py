@@ -172,7 +172,7 @@ def _mixed(rows: np.ndarray) -> np.ndarray:
         keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + rows[:, :, place]
     keys ^= keys >> np.uint64(32)
     short: np.ndarray = (keys * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)).astype(np.uint32)
-    return np.maximum(short, 1)
+    return np.asarray(np.maximum(short, 1))
 
 
 def _starts(keys: np.ndarray) -> np.ndarray:

@@ -1,20 +1,28 @@
 """Figures of the report as inline SVG: the same numbers always give the same bytes."""
 
 import re
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reticent.reports.report import Curve, Exposures, LossPoint
+from reticent.reports.report import Curve, Exposures, LossPoint, Silo
 from reticent.reports.table import model_names, one_in
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _COLOURS = {"private": "#1d5b86", "twin": "#b5562b", "base": "#7d8590"}
+# Told apart by the colour-blind, and neighbours also in grey: dark and light take turns.
+_ORIGINS = ("#1d5b86", "#e69f00", "#3b1540", "#b5dcf5", "#2e8b63", "#f7ef9a", "#b5562b")
+_OTHERS = "#c9ced6"
 _INK, _FAINT, _SHADE = "#3c4450", "#c9ced6", "#eef0f3"
+MOST_NAMED = 30  # silos; more are drawn without gaps, and about as many of them as fit are named
+_LONGEST_NAME = 28  # characters
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a model may be called anything
     "svg.fonttype": "none",
@@ -120,6 +128,75 @@ def loss(models: dict[str, list[LossPoint]]) -> str:
     return _svg(draw, salt="loss", height=2.1)
 
 
+def silos(held: dict[str, Silo]) -> str:
+    """A bar per silo, stacked by origin: units, and in words also bytes. Many silos stand in order of size."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    many = len(held) > MOST_NAMED
+    names = sorted(held, key=lambda name: -held[name]["units"]) if many else list(held)
+    layers = _by_origin([held[name]["origins"] for name in names])
+    rows = np.arange(len(names))
+    named = rows[:: -(-len(names) // MOST_NAMED)]
+
+    def draw(axes: "Axes") -> None:
+        left = np.zeros(len(names))
+        handles: list[Artist] = []
+        for _, colour, units in layers:
+            if many:  # one outline an origin: thousands of bars would make a heavy page
+                edges = np.arange(len(names) + 1) - 0.5
+                handles.append(
+                    axes.stairs(left + units, edges, baseline=left, orientation="horizontal", fill=True, color=colour)
+                )
+            else:
+                handles.append(axes.barh(rows, units, left=left, height=0.72, color=colour)[0])
+            left += units
+        axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, max(left.max(), 1) * 1.02), xlabel="units of privacy")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_yticks(named, [_short(names[i]) for i in named])
+        axes.tick_params(axis="y", length=0)
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(named, [f"{held[names[i]]['units']:,} · {_bytes(held[names[i]]['bytes'])}" for i in named])
+        right.tick_params(length=0)
+        right.spines["right"].set_visible(False)
+        labels = [label for label, _, _ in layers]
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=3, borderaxespad=0.2, handlelength=1.2)
+
+    legend = 0.2 * -(-len(layers) // 3)
+    return _svg(draw, salt="silos", height=0.7 + legend + 0.21 * min(len(names), MOST_NAMED))
+
+
+def _by_origin(held: Sequence[dict[str, int]]) -> list[tuple[str, str, np.ndarray]]:
+    """Label, colour and units per silo of each origin, the largest first; small ones are put together."""
+    totals = sum(map(Counter, held), Counter[str]())
+    order = sorted(totals, key=lambda origin: (-totals[origin], origin))
+    shown = len(_ORIGINS) if len(order) > len(_ORIGINS) else len(order)
+    layers = [
+        (_short(origin), colour, np.array([silo.get(origin, 0) for silo in held]))
+        for origin, colour in zip(order[:shown], _ORIGINS, strict=False)
+    ]
+    others = order[shown:]
+    if others:
+        units = np.array([sum(silo.get(origin, 0) for origin in others) for silo in held])
+        layers.append((f"{len(others)} other origins", _OTHERS, units))
+    return layers
+
+
+def _short(name: str) -> str:
+    """A long name without its middle: ends tell paths and numbered names apart."""
+    half = (_LONGEST_NAME - 1) // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g}\u202f{unit}"
+
+
 def _percent_ticks(axes: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -134,7 +211,8 @@ def _svg(draw: Callable[["Axes"], None], *, salt: str, height: float, width: flo
     from matplotlib.figure import Figure
 
     # A salt of its own keeps the ids of one figure apart from those of the next on the same page.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"reticent-{salt}"}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"reticent-{salt}"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names in other scripts: the browser has the letters
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         text = StringIO()

@@ -63,7 +63,22 @@ def _figures(report: Report) -> list[Figure]:
     exposure = {model: bits for model, bits in given.get("exposure", {}).items() if bits["planted"] or bits["held_out"]}
     loss = {model: points for model, points in given.get("loss", {}).items() if points}
     roc = given.get("roc", {})
+    silos = given.get("silos")
     figures = []
+    if silos and silos["silos"]:
+        figures.append(
+            Figure(
+                Markup(plots.silos(silos["silos"])),
+                silos["title"],
+                "Who holds what: units of privacy in each silo, by the origin of their records; on the right, units "
+                "and the size of their text."
+                + (
+                    f" The {len(silos['silos'])} silos stand in order of size; some are named."
+                    if len(silos["silos"]) > plots.MOST_NAMED
+                    else ""
+                ),
+            )
+        )
     if exposure:
         figures.append(
             Figure(

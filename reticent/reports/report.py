@@ -45,12 +45,29 @@ class LossPoint(TypedDict):
     epsilon: float | None
 
 
+class Silo(TypedDict):
+    """What one silo holds; ``origins``: its units by the origin of their records."""
+
+    units: int
+    records: int
+    bytes: int
+    origins: dict[str, int]
+
+
+class Silos(TypedDict):
+    """Silos by name; ``title`` says how the units were dealt to them."""
+
+    title: str
+    silos: dict[str, Silo]
+
+
 class Plots(TypedDict, total=False):
-    """Each by model: "base", "twin" or "private"."""
+    """Each by model, "base", "twin" or "private", except silos."""
 
     exposure: dict[str, Exposures]
     roc: dict[str, Curve]
     loss: dict[str, list[LossPoint]]
+    silos: Silos
 
 
 class Report(TypedDict):

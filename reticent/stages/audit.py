@@ -22,8 +22,8 @@ def audit(run: Run, progress: Progress) -> None:
 
     recipe = run.recipe
     canaries = canary.from_json(run.read_canaries())
-    secrets = [c for c in canaries if c.family == "secret"] if recipe.audit.exposure else []
-    members = [c for c in canaries if c.family == "member"] if recipe.audit.membership else []
+    secrets = [c for c in canaries if c.role == "secret"] if recipe.audit.exposure else []
+    members = [c for c in canaries if c.role == "member"] if recipe.audit.membership else []
     measurements: list[Measurement] = []
     plots: dict[str, Any] = {"exposure": {}, "roc": {}}
     if secrets or members:

@@ -8,8 +8,9 @@ from reticent.data import canary
 from reticent.data.split import PARTS
 from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, PrivatePlan
 from reticent.recipe import Recipe
+from reticent.stages.canaries import canaries_of, stand_in
 from reticent.stages.inputs import plan_for, trained_models
-from reticent.stages.prepare import canaries_of, read
+from reticent.stages.reading import read
 from reticent.stages.train import prepared
 
 
@@ -17,7 +18,7 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
     """What would be trained, on what, with which promise: (label, value) rows. Reads the data, trains nothing."""
     found = read(recipe)
     records = dict(zip(PARTS, np.bincount(found.split.part, minlength=len(PARTS)).tolist(), strict=True))
-    planted = canary.planted_records(canaries_of(recipe))
+    planted = canary.planted_records(canaries_of(recipe, stand_in()))
     count = found.unit_count("train") + len({unit for _, unit in planted})
     rows = [
         ("records", f"{records['train']} to train on, {records['held_out']} held out, {len(planted)} canaries"),

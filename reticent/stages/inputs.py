@@ -9,7 +9,7 @@ from reticent.data.encode import Encoder, encode
 from reticent.data.record import Record
 from reticent.privacy.clipping import Quantile
 from reticent.privacy.plan import Plan, banded_plan, dpsgd_plan, nonprivate_plan
-from reticent.recipe import DPMF, DPSGD, Private, Recipe
+from reticent.recipe import DPMF, DPSGD, NonPrivate, Private, Recipe, Train
 from reticent.run import ModelName, Run
 from reticent.tokens import Tokens
 
@@ -33,13 +33,13 @@ def all_models(recipe: Recipe) -> list[AnyModel]:
     return ["base", *trained_models(recipe)]
 
 
-@cache
 def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
-    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise.
+    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise."""
+    return _plan(recipe.privacy, recipe.train, name, units)
 
-    Kept, because calibrating the noise takes seconds.
-    """
-    privacy, train = recipe.privacy, recipe.train
+
+@cache  # because calibrating the noise takes seconds
+def _plan(privacy: NonPrivate | DPSGD | DPMF, train: Train, name: ModelName, units: int) -> Plan:
     asked: dict[str, Any] = {
         "unit": privacy.unit,
         "units": units,

@@ -1,0 +1,113 @@
+"""The recipe's canaries; those that need a model are sampled from it here."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reticent.data import canary
+from reticent.data.corpus import Corpus
+from reticent.errors import RecipeError
+from reticent.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPERATURE = 1.0
+TOKENS = 48  # of a text sampled from the base model
+PROMPT = "Write a short note."
+
+
+def canaries_of(recipe: Recipe, material: canary.Material) -> list[canary.Canary]:
+    """The recipe's canaries, planted or held out.
+
+    Raises:
+        RecipeError: Too few candidates of a family for the membership test.
+    """
+    asked = recipe.data.canaries
+    if asked is None:
+        return []
+    candidates: int | dict[canary.Family, int] = (
+        asked.candidates
+        if isinstance(asked.candidates, int)
+        else {family: count for family, count in asked.candidates.items()}
+    )
+    made = canary.make(
+        pairs=asked.pairs,
+        copies=asked.copies,
+        candidates=candidates,
+        digits=asked.digits,
+        seed=recipe.data.seed,
+        material=material,
+    )
+    for family in dict.fromkeys(one.family for one in made if one.role == "member"):
+        coins = [one.planted for one in made if one.role == "member" and one.family == family]
+        if recipe.audit.membership and min(sum(coins), len(coins) - sum(coins)) < 2:
+            raise RecipeError(
+                f"data.canaries.candidates = {len(coins)} gave {sum(coins)} planted and {len(coins) - sum(coins)} "
+                f"held-out records ({family}); membership needs 2 of each. Raise it, or set audit.membership: false."
+            )
+    return made
+
+
+def stand_in() -> canary.Material:
+    """Material for canaries of which only the coins are wanted."""
+    return canary.Material(
+        sample=lambda count, seed: [str(i) for i in range(count)], tokens=[str(i) for i in range(10**4)]
+    )
+
+
+def material(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", corpus: Corpus) -> canary.Material:
+    """What the asked families are made from."""
+    asked = recipe.data.canaries
+    families = asked.candidates if asked is not None and isinstance(asked.candidates, dict) else {}
+    return canary.Material(
+        prompt=PROMPT if recipe.data.template == "chat" else "",
+        sample=_sampler(recipe) if families.get("high-temperature") else None,
+        tokens=_unused(tokenizer, corpus) if families.get("new-token") else (),
+    )
+
+
+def _sampler(recipe: Recipe) -> Callable[[int, int], Sequence[str]]:
+    """Texts of the base model at `TEMPERATURE`."""
+
+    def sample(count: int, seed: int) -> list[str]:
+        import torch
+
+        from reticent.models.load import load
+
+        model, tokenizer = load(recipe.model.base)
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        prompt = torch.tensor([[start]], device=model.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found: dict[str, None] = {}
+            while len(found) < count:
+                drawn = model.generate(  # type: ignore[operator]  # transformers adds it at run time
+                    prompt.expand(32, 1),
+                    attention_mask=torch.ones_like(prompt).expand(32, 1),
+                    do_sample=True,
+                    temperature=TEMPERATURE,
+                    top_k=0,
+                    max_new_tokens=TOKENS,
+                    pad_token_id=tokenizer.eos_token_id,
+                )
+                texts = tokenizer.batch_decode(drawn[:, 1:], skip_special_tokens=True)
+                found |= {text.strip(): None for text in texts if text.strip()}
+        return list(found)[:count]
+
+    return sample
+
+
+def _unused(tokenizer: "PreTrainedTokenizerBase", corpus: Corpus) -> list[str]:
+    """Tokens of the vocabulary that no record has, as texts."""
+    used = np.zeros(len(tokenizer), dtype=bool)
+    for _, table in corpus.token_tables():
+        for batch in table.to_batches():
+            used[batch["ids"].flatten().to_numpy()] = True
+    texts = [str(tokenizer.decode([i])) for i in np.flatnonzero(~used).tolist()]
+    return canary.unused_tokens(
+        (text for text in texts if text.strip()),
+        lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False),
+        set(np.flatnonzero(used).tolist()) | set(tokenizer.all_special_ids),
+    )
