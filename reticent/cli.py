@@ -244,9 +244,89 @@ def run_(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Ag
       reticent run my.yaml -s privacy.epsilon=4 --run runs/epsilon-4
     """
     done = _work(STAGES, target, sets or (), folder, again)
-    _print(_table(done.read_measurements()))
+    _print_measurements(done)
     typer.echo(_guarantee(done))
     typer.echo(f"report: {done.report_path}")
+
+
+data = typer.Typer(
+    name="data",
+    help="Look at the data sets that are known by name, and score what scrubbing finds.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.add_typer(data)
+
+
+@data.command("list")
+def list_() -> None:
+    """List the data sets that a recipe can name.
+
+    \b
+    Example:
+      reticent data list
+    """
+    from reticent.data import catalog
+
+    rows = catalog.table()
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join([*cells, row[3]]).rstrip())
+
+
+@data.command("show")
+def show_data(name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)]) -> None:
+    """Show where a data set is, what is in it, whose text it is, and how it is rendered.
+
+    NAME is one of those that reticent data list shows.
+
+    \b
+    Example:
+      reticent data show medical-flashcards
+    """
+    from reticent.data import catalog
+
+    rows = catalog.describe(name)
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        typer.echo(f"{label:<{width}}  {value}")
+
+
+@data.command("scrub-score")
+def scrub_score(
+    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    recognisers: Annotated[
+        str | None,
+        typer.Option("--recognisers", help="Names with commas between, as in data.scrub.recognisers; left out: its."),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Also score every recogniser alone.")] = False,
+) -> None:
+    """Score what scrubbing finds in text whose identifiers are marked.
+
+    FILE is a TAB file, an i2b2 2014 file or folder, .jsonl lines with text and spans (start, end, entity), or lines
+    with a prompt and a target, the name that follows it. An identifier counts as masked if every mention of it is, by
+    a mask of any kind. Nothing is sent anywhere unless a remote recogniser is named.
+
+    \b
+    Example:
+      reticent data scrub-score notes.jsonl --recognisers clinical,spacy --each
+    """
+    from rich import box
+    from rich.table import Table
+
+    from reticent.stages.scrub_score import scores
+
+    names = recipe.Scrub().recognisers if recognisers is None else tuple(recognisers.split(","))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("recognisers", "measure", "share", "95 % interval", "of"):
+        table.add_column(column, overflow="fold")
+    for combination, found in scores(file, names, each=each, progress=RichProgress()).items():
+        for one in found:
+            interval = "" if one.interval is None else f"{one.interval[0]:.2%} to {one.interval[1]:.2%}"
+            table.add_row(combination, one.name, f"{one.value:.2%}", interval, f"{one.n:,} {one.counted}")
+    _print(table)
 
 
 @app.command()
@@ -273,9 +353,7 @@ def show(
     )
     typer.echo(f"done       {', '.join(done) or 'nothing yet'}")
     typer.echo(f"guarantee  {_guarantee(shown)}")
-    measurements = shown.read_measurements()
-    if measurements:
-        _print(_table(measurements))
+    _print_measurements(shown)
 
 
 # -------------------------------------------------------------------------------------------------------- doing work
@@ -374,6 +452,13 @@ def _table(measurements: Sequence[Measurement]) -> "Table":
     return table
 
 
+def _print_measurements(run: Run) -> None:
+    """What was measured on models."""
+    found = [one for one in run.read_measurements() if one.model in _MODELS]
+    if found:
+        _print(_table(found))
+
+
 def _print(table: "Table") -> None:
     from rich.console import Console
 
@@ -455,7 +540,10 @@ class _Lines(Task):
             self._told = now
             left = (now - self._began) * max(self._total - self._done, 0) / max(self._done, 1e-9)
             share = self._done / self._total if self._total else 1
-            self._progress.say(f"{self._description}: {share:.0%}, {left:.0f} s left{self._noted()}")
+            far = (
+                f"{share:.0%}, {left:.0f} s left" if self._done else f"{now - self._began:.0f} s"
+            )  # of an unknown whole
+            self._progress.say(f"{self._description}: {far}{self._noted()}")
 
     def end(self) -> None:
         """Say that the task is done."""

@@ -123,6 +123,13 @@ class Canaries(Section):
     other families are named, as {fake-patient: 50, rare-suffix: 50}: rare-suffix, high-temperature (sampled from the
     base model), new-token (a token that the data never use: an audit by whoever has the model alone)."""
 
+    @model_validator(mode="after")
+    def _some_are_planted(self) -> Self:
+        levels = (self.copies,) if isinstance(self.copies, int) else self.copies
+        if not any(levels):
+            raise ValueError(f"copies must hold a number above 0, got {list(levels)}; it is what is planted")
+        return self
+
 
 class Scrub(Section):
     """Finds what identifies people and replaces it. A record that cannot be scrubbed is never used as it is."""

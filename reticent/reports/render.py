@@ -47,6 +47,7 @@ def render(report: Report) -> str:
         leaks=[row for row in rows if row.verdict is not None],
         usefulness=[row for row in rows if row.verdict is None],
         unanswered=table.unanswered(report),
+        redaction=table.redaction(report),
         figures=_figures(report),
         mechanism=list(_flat({k: v for k, v in report["guarantee"].items() if k != "limits" and v is not None})),
         measurements=measurements,

@@ -16,6 +16,7 @@ from reticent.reports.report import Guarantee, Report
 # The share of a 95 % interval's half width at which a leak is found in 90 of 100 repeats: (1.960 + 1.282) / 1.960.
 _POWER_90 = 1.654
 
+SCRUBBER = "scrubber"  # the ``model`` of measurements of what scrubbing finds
 MODELS = {"private": "Private model", "twin": "Non-private twin", "base": "Base model"}
 
 
@@ -46,6 +47,22 @@ class Row(NamedTuple):
     twin: str
     verdict: Verdict | None
     note: str
+
+
+class Masked(NamedTuple):
+    """How many of ``planted`` invented identifiers of a kind were masked; ``worst``: the low end of the interval."""
+
+    kind: str
+    share: str
+    worst: str
+    planted: int
+
+
+class Redaction(NamedTuple):
+    """What scrubbing did, in sentences, and what it finds."""
+
+    facts: list[str]
+    rows: list[Masked]
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,32 @@ def verdicts(report: Report) -> list[Row]:
         twin = first.get("twin") if about != "twin" else None
         rows.append(_row(question, first[about], first.get("base"), twin, report["guarantee"]))
     return rows
+
+
+def redaction(report: Report) -> Redaction | None:
+    """What was replaced before training, and how much of it is found; None where nothing was."""
+    done = report.get("data", {}).get("scrub")
+    if done is None:
+        return None
+    names = ", ".join(done["recognisers"])
+    dropped = sum(done["dropped"].values())
+    masks = ", ".join(f"{count:,} {kind}" for kind, count in done["masks"].items())
+    facts = [
+        f"{done['records']:,} records were read by {names}; {share(done['masked_share_of_words'])} of their words were "
+        "replaced" + (f": {masks}." if masks else "."),
+        f"{dropped:,} records could not be scrubbed and were dropped." if dropped else "No record had to be dropped.",
+    ]
+    rows = [
+        Masked(_planted(m.name), share(m.value), share(m.interval[0]) if m.interval else "", m.n)
+        for m in map(Measurement.from_dict, report["measurements"])
+        if m.model == SCRUBBER
+    ]
+    return Redaction(facts, rows)
+
+
+def _planted(name: str) -> str:
+    kind = name.removeprefix("planted_recall").strip("_").replace("_", " ")
+    return kind or "all kinds"
 
 
 def unanswered(report: Report) -> list[str]:

@@ -1,5 +1,6 @@
 """Attack the base model, the twin and the private model with the planted canaries."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -41,10 +42,18 @@ def audit(run: Run, progress: Progress) -> None:
                 found, drawn = _exposure(name, secrets, [float(s.sum()) for s in scores[:cut]], recipe.data.seed)
                 measurements += found
                 plots["exposure"][name] = drawn
-            if members:
-                found, drawn = _membership(run, name, members, scores[cut:], base)
+            for number, family in enumerate(dict.fromkeys(member.family for member in members)):
+                own = [i for i, member in enumerate(members) if member.family == family]
+                found, drawn = _membership(
+                    run,
+                    name,
+                    [members[i] for i in own],
+                    [scores[cut + i] for i in own],
+                    [base[i] for i in own],
+                    suffix="" if number == 0 else "_" + family.replace("-", "_"),
+                )
                 measurements += found
-                plots["roc"][name] = drawn
+                plots["roc"].setdefault(name, drawn)
     run.write_measurements("audit", measurements)
     run.write_plots("audit", plots)
     run.finish("audit", {"secrets": len(secrets), "members": len(members)})
@@ -68,56 +77,65 @@ def _exposure(
     from reticent.attacks.exposure import exposure, mean_exposure
     from reticent.statistics import clopper_pearson
 
-    bits: dict[bool, list[float]] = {True: [], False: []}
-    firsts = 0
+    bits: dict[int, list[float]] = {}  # by the number of copies; 0: held out
+    firsts: Counter[int] = Counter()
     space = secrets[0].space
     assert space is not None
     for number, secret in enumerate(secrets):
         own = np.array(scores[number * space : (number + 1) * space])
         found = exposure(float(own[canary.alternatives(secret).index(secret.record.completion)]), own)
-        bits[secret.planted].append(found.bits)
-        firsts += secret.planted and found.rank == 1
-    mean = mean_exposure(bits[True], space, rng=np.random.default_rng(seed))
-    planted = len(bits[True])
-    return [
-        Measurement(
-            name="exposure_bits",
-            model=name,
-            value=mean.value,
-            interval=mean.interval,
-            n=planted,
-            unit="bits",
-            counted="secrets",
-            method=f"exact rank among all {space:,} fills",
-            floor=mean.floor,
-            ceiling=mean.ceiling,
-            control=float(np.mean(bits[False])),
-            p_value=mean.p_value,
-        ),
-        Measurement(
-            name="secrets_ranked_first",
-            model=name,
-            value=firsts / planted,
-            interval=clopper_pearson(firsts, planted),
-            n=planted,
-            unit="share",
-            counted="secrets",
-            method="Clopper-Pearson",
-            floor=1 / space,
-        ),
-    ], {"planted": bits[True], "held_out": bits[False]}
+        bits.setdefault(secret.copies, []).append(found.bits)
+        firsts[secret.copies] += found.rank == 1
+    held_out = bits.pop(0)
+    measurements = []
+    for copies in sorted(bits, reverse=True):
+        suffix = "" if copies == max(bits) else f"_{copies}_copies"
+        mean = mean_exposure(bits[copies], space, rng=np.random.default_rng(seed))
+        planted = len(bits[copies])
+        about = partial(Measurement, model=name, n=planted, counted="secrets")
+        measurements += [
+            about(
+                name=f"exposure_bits{suffix}",
+                value=mean.value,
+                interval=mean.interval,
+                unit="bits",
+                method=f"exact rank among all {space:,} fills, {copies} copies",
+                floor=mean.floor,
+                ceiling=mean.ceiling,
+                control=float(np.mean(held_out)),
+                p_value=mean.p_value,
+            ),
+            about(
+                name=f"secrets_ranked_first{suffix}",
+                value=firsts[copies] / planted,
+                interval=clopper_pearson(firsts[copies], planted),
+                unit="share",
+                method=f"Clopper-Pearson, {copies} copies",
+                floor=1 / space,
+            ),
+        ]
+    return measurements, {"planted": bits[max(bits)], "held_out": held_out}
 
 
 def _membership(
-    run: Run, name: AnyModel, members: Sequence[Canary], target: Sequence[np.ndarray], base: Sequence[np.ndarray]
+    run: Run,
+    name: AnyModel,
+    members: Sequence[Canary],
+    target: Sequence[np.ndarray],
+    base: Sequence[np.ndarray],
+    *,
+    suffix: str,
 ) -> tuple[list[Measurement], dict[str, Any]]:
-    """Telling planted records from held-out ones; each was planted by its own coin."""
+    """Telling planted records of one family from held-out ones; each was planted by its own coin."""
     from reticent.attacks.scores import loss, loss_difference
     from reticent.attacks.statistics import membership, roc
 
     planted = np.array([member.planted for member in members])
     scores = loss(target) if name == "base" else loss_difference(target, base)
-    method = "loss difference to the base model; for that model itself, loss"
+    family = members[0].family
+    method = f"{family}, loss difference to the base model; for that model itself, loss"
+    if family in canary.SELF_AUDIT:
+        method += "; only who has the model can make this test"
     privacy = run.recipe.privacy
     claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" else None
     delta = privacy.delta if isinstance(privacy, Private) else 0.0
@@ -125,7 +143,7 @@ def _membership(
     about = partial(Measurement, model=name, n=len(members), counted="candidates")
     measurements = [
         about(
-            name="membership_auc",
+            name=f"membership_auc{suffix}",
             value=found.auc.value,
             interval=found.auc.interval,
             unit="probability",
@@ -134,7 +152,7 @@ def _membership(
             ceiling=1.0,
         ),
         about(
-            name="epsilon_lower_bound",
+            name=f"epsilon_lower_bound{suffix}",
             value=found.one_run.epsilon,
             interval=None,
             unit="epsilon",
@@ -146,7 +164,7 @@ def _membership(
     ]
     measurements += [
         about(
-            name=f"membership_tpr_at_{100 * at.target:g}pct",
+            name=f"membership_tpr_at_{100 * at.target:g}pct{suffix}",
             value=at.tpr,
             interval=at.interval,
             unit="share",

@@ -28,9 +28,7 @@ def canaries_of(recipe: Recipe, material: canary.Material) -> list[canary.Canary
     if asked is None:
         return []
     candidates: int | dict[canary.Family, int] = (
-        asked.candidates
-        if isinstance(asked.candidates, int)
-        else {family: count for family, count in asked.candidates.items()}
+        asked.candidates if isinstance(asked.candidates, int) else dict(asked.candidates.items())
     )
     made = canary.make(
         pairs=asked.pairs,

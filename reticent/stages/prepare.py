@@ -157,6 +157,6 @@ def _manifest(
             "commitment": canary.commitment(canaries),
             "commitments": canary.commitments(canaries),
         },
-        "silos": None if dealt is None else dealt.summary.manifest(),
+        **({} if dealt is None else {"silos": dealt.summary.manifest()}),
         "sha256": {one: written[one].sha256 for one in (*PARTS, "tokens")},
     }

@@ -46,7 +46,7 @@ def contents(run: Run) -> dict[str, Any]:
             "guarantee", {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}
         ),
         "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
-        "plots": {**drawn, "loss": loss},
+        "plots": {**run.read_plots("prepare"), **drawn, "loss": loss},
         "data": run.read_manifest(),
         "recipe": recipes.dump(shown),
         "provenance": run.read_provenance(),

@@ -16,7 +16,7 @@ from reticent.progress import Progress
 from reticent.recipe import Benchmarks, Recipe, Scrub
 
 MODEL = "scrubber"
-"""What measurements of the scrubber say they were made on."""
+"""The ``model`` of measurements of what scrubbing finds, as the report knows it."""
 
 
 class Scrubbing:
