@@ -4,7 +4,7 @@
     provenance.json              with which versions, on what hardware (no host, no user, no paths)
     data/train, data/held_out, data/calibration, data/tokens
                                  records and their units of privacy, and what is trained on as tokens, as datasets
-    data/scrub-map               what scrubbing replaced by what, if asked for, encrypted
+    scrub-map                    what scrubbing replaced by what, if asked for, encrypted
     spans/                       what scrubbing found, by digests: a second time is fast
     data/canaries.json           planted secrets and their twins
     data/manifest.json           counts and digests
@@ -212,7 +212,7 @@ class Run:
 
     def _outputs(self, stage: str) -> list[Path]:
         own = {
-            "prepare": [self.folder / "data"],
+            "prepare": [self.folder / "data", self.scrub_map_path],
             "train": [self.folder / "models"],
             "report": [self.folder / "report.html", self.folder / "report.json"],
         }
@@ -227,7 +227,7 @@ class Run:
     @property
     def scrub_map_path(self) -> Path:
         """What was replaced by what, encrypted."""
-        return self.folder / "data" / "scrub-map"
+        return self.folder / "scrub-map"
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:

@@ -214,7 +214,9 @@ def test_methods_of_one_measure_get_rows_of_their_own():
 def test_help_teaches_with_an_example_for_every_verb():
     group = typer.main.get_command(cli.app)
     assert isinstance(group, click.Group)
-    for name in group.commands:
-        assert f"Example:\n    reticent {name} " in call(name, "--help").stdout
+    verbs = [[name] for name in group.commands if name != "data"]
+    verbs += [["data", name] for name in group.commands["data"].commands]
+    for verb in verbs:
+        assert f"Example:\n    reticent {' '.join(verb)}" in call(*verb, "--help").stdout
     assert call("--version").stdout == f"reticent {cli.__version__}\n"
     assert "Did you mean 'train'?" in call("trian", code=2).stderr

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def words_of(prompt: str, completion: str) -> list[str]:
-    """The words by which texts are compared: case and spaces do not count."""
-    return f"{prompt}\n{completion}".casefold().split()
-
-
 def digest(text: str) -> int:
     """64 bits of a text. Two texts that share them are taken for one: in a million, once in forty million tries."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -79,9 +74,9 @@ class Corpus:
         """Of each record the number of its rows of tokens, int32."""
         return np.frombuffer(self._pieces, dtype=np.int32)
 
-    def add(self, records: Sequence[Record]) -> None:
-        """More records."""
-        words = [words_of(record.prompt, record.completion) for record in records]
+    def add(self, records: Sequence[Record], originals: Sequence[Record] | None = None) -> None:
+        """More records. They are compared by the texts of ``originals``, if given, which are not kept."""
+        words = [f"{one.prompt}\n{one.completion}".casefold().split() for one in originals or records]
         self._owner.extend(digest(record.owner) for record in records)
         self._text.extend(digest(" ".join(one)) for one in words)
         self._size.extend(len(f"{record.prompt}{record.completion}".encode()) for record in records)
@@ -117,11 +112,6 @@ class Corpus:
         for rows, batch, inside in self._records.at(items):
             found[rows] = batch[column].take(inside).to_pylist()
         return list(found)
-
-    def words(self, item: int) -> list[str]:
-        """The words of one record."""
-        one = np.array([item])
-        return words_of(*self.take(one, "prompt"), *self.take(one, "completion"))
 
 
 class _Spool:

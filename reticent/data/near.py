@@ -1,11 +1,13 @@
 """Texts that are nearly equal: Jaccard similarity of their sets of 5-word shingles.
 
 Candidates come from MinHash with banding (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4);
-those whose sketches agree too little to be similar are passed over, and all others are compared exactly. So none is
+those whose sketches agree too little to be similar are passed over, and all others are compared shingle by shingle
+(as 64-bit hashes). So none is
 joined wrongly, and a pair on the threshold is overlooked with a chance of little more than 0.1 %.
 """
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,21 +35,20 @@ def bands(threshold: float) -> tuple[int, int]:
     return HASHES // rows, rows
 
 
-def shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
-    """The runs of five words."""
-    return {tuple(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
-
-
 class Sketches:
-    """The MinHash of each text, on disk. ``threshold`` in (0, 1]: texts at least this similar are nearly equal."""
+    """The shingles of each text and their MinHash, as hashes, on disk; no text is kept.
+
+    ``threshold`` in (0, 1]: texts at least this similar are nearly equal.
+    """
 
     def __init__(self, threshold: float, folder: Path | None = None) -> None:
         assert 0 < threshold <= 1, threshold
         self.threshold = threshold
         self._bands, self._rows = bands(threshold)
-        self._sketches, self._keys = unnamed_file(self, folder), unnamed_file(self, folder)
+        self._sketches, self._keys, self._shingles = (unnamed_file(self, folder) for _ in range(3))
         self._hashes = _Words()
         self._count = 0
+        self._ends = array("q", [0])  # of each text's shingles
 
     def add(self, texts: Sequence[Sequence[str]]) -> None:
         """More texts, as words. One with fewer than five is like no other."""
@@ -57,24 +58,27 @@ class Sketches:
         hashes = np.fromiter((self._hashes[word] for words in texts for word in words), np.uint64, int(lengths.sum()))
         runs = windows(hashes, SHINGLE)
         inside, counts = within(lengths, SHINGLE)
-        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(runs[inside], ends, HASHES, _SEED)
+        shingles = runs[inside]
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles, ends.astype(np.uint64), HASHES, _SEED)
         sketches = np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), HASHES)
         self._sketches.write(sketches.tobytes())
         keys = _mixed(sketches[:, : self._bands * self._rows].reshape(len(texts), self._bands, self._rows))
         keys[counts == 0] = 0
         self._keys.write(keys.tobytes())
+        self._shingles.write(shingles.tobytes())
+        self._ends.extend((ends[1:] + self._ends[-1]).tolist())
         self._count += len(texts)
 
-    def join(self, join: Callable[[int, int], None], find: Find, words: Callable[[int], list[str]]) -> None:
+    def join(self, join: Callable[[int, int], None], find: Find) -> None:
         """Calls ``join`` on pairs until all nearly equal texts hang together. ``find``: the group of each text."""
-        self._sketches.flush()
-        self._keys.flush()
-        if not self._count:
+        for file in (self._sketches, self._keys, self._shingles):
+            file.flush()
+        if not self._ends[-1]:
             return
         matrix = np.memmap(self._sketches, dtype=np.uint32, mode="r", shape=(self._count, HASHES))
         least = self.threshold - SPREAD * (self.threshold * (1 - self.threshold) / HASHES) ** 0.5
-        sets = _Sets(words)
+        sets = _Sets(np.memmap(self._shingles, dtype=np.uint64, mode="r"), self._ends)
         for band in range(self._bands):
             for one, other in self._candidates(band, find):
                 agree = np.concatenate(
@@ -86,7 +90,7 @@ class Sketches:
                 likely = agree >= least
                 for first, second in zip(one[likely].tolist(), other[likely].tolist(), strict=True):
                     mine, theirs = sets[first], sets[second]
-                    common = len(mine & theirs)
+                    common = len(np.intersect1d(mine, theirs, assume_unique=True))
                     if common >= self.threshold * (len(mine) + len(theirs) - common):
                         join(first, second)
 
@@ -152,16 +156,16 @@ def word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-class _Sets(dict[int, set[tuple[str, ...]]]):
-    """The shingles of texts compared lately."""
+class _Sets(dict[int, np.ndarray]):
+    """The shingles of texts compared lately, each once."""
 
-    def __init__(self, words: Callable[[int], list[str]]) -> None:
-        self._words = words
+    def __init__(self, shingles: np.ndarray, ends: Sequence[int]) -> None:
+        self._shingles, self._ends = shingles, ends
 
-    def __missing__(self, item: int) -> set[tuple[str, ...]]:
+    def __missing__(self, item: int) -> np.ndarray:
         if len(self) >= 2000:
             self.clear()
-        value = self[item] = shingles(self._words(item))
+        value = self[item] = np.unique(self._shingles[self._ends[item] : self._ends[item + 1]])
         return value
 
 

@@ -40,7 +40,7 @@ class Split(NamedTuple):
 def assign_units(corpus: Corpus, *, unit: Literal["record", "owner"]) -> Units:
     """The unit of privacy of each record: itself or its owner, joined over equal and nearly equal texts.
 
-    A text is the prompt and the completion.
+    A text is the prompt and the completion, before scrubbing: what differs in a name alone is not the same.
     """
     equal = [corpus.text, corpus.owner] if unit == "owner" else [corpus.text]
     groups = _Groups(joined(*equal))
@@ -53,7 +53,7 @@ def assign_units(corpus: Corpus, *, unit: Literal["record", "owner"]) -> Units:
         near += texts.join(one, other)
 
     if corpus.sketches is not None:
-        corpus.sketches.join(join, texts.find, corpus.words)
+        corpus.sketches.join(join, texts.find)
     everyone = np.arange(len(corpus))
     return Units(groups.find(everyone), len(corpus) - len(np.unique(corpus.text)), near)
 

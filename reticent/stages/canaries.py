@@ -70,29 +70,9 @@ def _sampler(recipe: Recipe) -> Callable[[int, int], Sequence[str]]:
     """Texts of the base model at `TEMPERATURE`."""
 
     def sample(count: int, seed: int) -> list[str]:
-        import torch
+        from reticent.models.sampling import sample_texts
 
-        from reticent.models.load import load
-
-        model, tokenizer = load(recipe.model.base)
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        prompt = torch.tensor([[start]], device=model.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            found: dict[str, None] = {}
-            while len(found) < count:
-                drawn = model.generate(  # type: ignore[operator]  # transformers adds it at run time
-                    prompt.expand(32, 1),
-                    attention_mask=torch.ones_like(prompt).expand(32, 1),
-                    do_sample=True,
-                    temperature=TEMPERATURE,
-                    top_k=0,
-                    max_new_tokens=TOKENS,
-                    pad_token_id=tokenizer.eos_token_id,
-                )
-                texts = tokenizer.batch_decode(drawn[:, 1:], skip_special_tokens=True)
-                found |= {text.strip(): None for text in texts if text.strip()}
-        return list(found)[:count]
+        return sample_texts(recipe.model.base, count, seed=seed, temperature=TEMPERATURE, max_new_tokens=TOKENS)
 
     return sample
 

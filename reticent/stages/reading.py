@@ -20,6 +20,14 @@ from reticent.progress import SILENT, Progress
 from reticent.recipe import Data, Recipe, Source
 
 
+Pair = tuple[Record, Record]
+
+
+def unchanged(records: Iterable[Record]) -> Iterator[Pair]:
+    """Each record as it was read, to be used as it is."""
+    return ((record, record) for record in records)
+
+
 class Read(NamedTuple):
     """The records that the recipe asks for, their units and parts, and what was counted on the way."""
 
@@ -36,14 +44,15 @@ class Read(NamedTuple):
 def read(
     recipe: Recipe,
     *,
-    passed: Callable[[Iterable[Record]], Iterable[Record]] = iter,
+    passed: Callable[[Iterable[Record]], Iterable[Pair]] = unchanged,
     encode: Encoder | None = None,
     folder: Path | None = None,
     progress: Progress = SILENT,
 ) -> Read:
     """Reads, groups and splits.
 
-    ``passed`` stands between the sources and all else, and may change or drop records. With ``encode`` they become
+    ``passed`` stands between the sources and all else: it may drop records, and gives the others as they were read and
+    as they are to be used. With ``encode`` they become
     tokens on the way. ``folder``: where temporary files go.
 
     Raises:
@@ -53,9 +62,9 @@ def read(
     corpus = Corpus(near_duplicates=data.near_duplicates, folder=folder)
     counts: Counter[str] = Counter()
     with progress.task("reading", total=1) as task:
-        found = store.batches(passed(_records(recipe)), store.characters)
+        found = store.batches(passed(_records(recipe)), lambda pair: store.characters(pair[1]))
         for batch in found if encode is None else _encoded(found, encode, corpus, counts):
-            corpus.add(batch)
+            corpus.add([record for _, record in batch], [original for original, _ in batch])
             task.advance(0, note=f"{len(corpus):,} records")
         if not len(corpus):
             raise DataError("no record is left to train on; see data.scrub and data.benchmarks for what drops records")
@@ -68,8 +77,8 @@ def read(
 
 
 def _encoded(
-    found: Iterable[list[Record]], encode: Encoder, corpus: Corpus, counts: Counter[str]
-) -> Iterator[list[Record]]:
+    found: Iterable[list[Pair]], encode: Encoder, corpus: Corpus, counts: Counter[str]
+) -> Iterator[list[Pair]]:
     """Passes batches on and encodes them meanwhile: the tokenizer works outside of Python."""
 
     def keep(encoded: Encoded) -> None:
@@ -79,7 +88,7 @@ def _encoded(
     with ThreadPoolExecutor(1) as worker:
         waiting: Future[Encoded] | None = None
         for batch in found:
-            future = worker.submit(encode, [(record.prompt, record.completion) for record in batch])
+            future = worker.submit(encode, [(record.prompt, record.completion) for _, record in batch])
             yield batch
             if waiting is not None:
                 keep(waiting.result())

@@ -1,6 +1,7 @@
 """What stands between the sources and all else: benchmarks are kept out, and what identifies people is replaced."""
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from reticent.errors import DataError
 from reticent.measurement import Measurement
 from reticent.progress import Progress
 from reticent.recipe import Benchmarks, Recipe, Scrub
+from reticent.stages.reading import Pair, unchanged
 
 MODEL = "scrubber"
 """The ``model`` of measurements of what scrubbing finds, as the report knows it."""
@@ -32,10 +34,10 @@ class Scrubbing:
         self._benchmarks = recipe.data.benchmarks
         self._benchmark = None if self._benchmarks is None else _benchmark(self._benchmarks)
 
-    def __call__(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The records that may be used, as they may be used."""
+    def __call__(self, records: Iterable[Record]) -> Iterator[Pair]:
+        """The records that may be used, as they were read and as they may be used."""
         clean = iter(records) if self._benchmark is None else self._uncontaminated(records, self._benchmark)
-        return clean if self._asked is None else self._scrubbed(clean, self._asked)
+        return unchanged(clean) if self._asked is None else self._scrubbed(clean, self._asked)
 
     def _uncontaminated(self, records: Iterable[Record], benchmark: Benchmark) -> Iterator[Record]:
         assert self._benchmarks is not None
@@ -45,7 +47,8 @@ class Scrubbing:
             drop = self._benchmarks.action == "drop"
             yield from (record for record, hit in zip(batch, hits, strict=True) if not (hit and drop))
 
-    def _scrubbed(self, records: Iterable[Record], asked: Scrub) -> Iterator[Record]:
+    def _scrubbed(self, records: Iterable[Record], asked: Scrub) -> Iterator[Pair]:
+        waiting: deque[Record] = deque()  # read, and not scrubbed yet
         with ExitStack() as stack:
             keep = None
             if asked.map_key is not None:
@@ -53,7 +56,7 @@ class Scrubbing:
 
                 keep = stack.enter_context(write_map(self._map_path, Path(asked.map_key)))
             found = scrub.scrub(
-                self._sampled(records, asked.plants),
+                self._sampled(records, asked.plants, waiting),
                 settings_of(asked),
                 cache=self._folder,
                 counts=self._counts,
@@ -61,15 +64,16 @@ class Scrubbing:
                 progress=self._progress,
             )
             for one in found:
+                original = waiting.popleft()
                 if one.record is not None:
-                    yield one.record
+                    yield original, one.record
         if self._counts.records and not self._counts.records - self._counts.dropped.total():
             raise DataError(
                 f"scrubbing failed at all {self._counts.records:,} records ({', '.join(self._counts.dropped)}); see "
                 "data.scrub.recognisers"
             )
 
-    def _sampled(self, records: Iterable[Record], count: int) -> Iterator[Record]:
+    def _sampled(self, records: Iterable[Record], count: int, waiting: deque[Record]) -> Iterator[Record]:
         """The records; ``count`` of them, drawn by their ids, are kept aside for plants."""
         for record in records:
             entry = (-digest(f"plants:{self._seed}:{record.id}"), -self._read, record)
@@ -78,6 +82,7 @@ class Scrubbing:
                 heapq.heappush(self._sample, entry)
             elif count and entry[:2] > self._sample[0][:2]:
                 heapq.heapreplace(self._sample, entry)
+            waiting.append(record)
             yield record
 
     def measured(self) -> list[Measurement]:

@@ -7,7 +7,7 @@ import pytest
 from rensa import RMinHash
 
 from reticent.data.corpus import Corpus
-from reticent.data.near import HASHES, shingles, windows, within, word_hash
+from reticent.data.near import HASHES, windows, within, word_hash
 from reticent.data.record import Record
 from reticent.data.split import assign_units
 
@@ -16,6 +16,10 @@ def _corpus(texts: list[str], threshold: float = 0.8) -> Corpus:
     corpus = Corpus(near_duplicates=threshold)
     corpus.add([Record(id=f"r{i}", owner=f"o{i}", prompt="", completion=t, origin="t") for i, t in enumerate(texts)])
     return corpus
+
+
+def shingles(words: list[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
 @pytest.mark.parametrize("similarity", [0.2, 0.5, 0.8, 0.95])

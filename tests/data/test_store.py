@@ -84,4 +84,3 @@ def test_a_corpus_gives_back_records_tokens_and_columns(tmp_path: Path) -> None:
     assert corpus.size.tolist() == [4, 1, 1]
     assert (corpus.owner[0] != corpus.owner[1]) and (corpus.owner[1] == corpus.owner[2])
     assert corpus.take(np.array([2, 0, 2]), "id") == ["3", "1", "3"]
-    assert corpus.words(0) == ["p", "é"]
