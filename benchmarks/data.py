@@ -92,7 +92,7 @@ def main() -> None:
     if arguments.only:
         job(*arguments.only)
         return
-    records, rounds, memory = (20_000, 2, (5_000, 50_000)) if arguments.quick else (100_000, 3, (10_000, 1_000_000))
+    records, rounds, memory = (50_000, 2, (5_000, 50_000)) if arguments.quick else (100_000, 3, (10_000, 1_000_000))
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), records, rounds, memory)
     for row in rows:

@@ -200,11 +200,9 @@ def read(path: Path) -> list[Record]:
         Fields(prompt="input", completion="output"),
     ):
         try:
-            read_file(path, fields, limit=1)
+            return list(read_file(path, fields))
         except DataError as error:
             reason = error
-            continue
-        return read_file(path, fields)
     raise reason
 
 

@@ -146,7 +146,7 @@ class Scrub(Section):
     """Whether a record that cannot be scrubbed is dropped and counted, or ends the run."""
     processes: int = Field(default=1, ge=1)
     """Processes that scrub side by side."""
-    plants: int = Field(default=200, ge=0)
+    plants: int = Field(default=400, ge=0)
     """Copies of records with an invented identifier, scrubbed to measure what is found and then thrown away."""
     map_key: str | None = None
     """A file with a secret; the replacements are then kept in the run folder, encrypted with it. null: not kept."""

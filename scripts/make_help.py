@@ -1,6 +1,7 @@
 """Write docs/help.md from the command line itself. With --check, say whether it is up to date."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,11 +18,21 @@ def help_page() -> str:
     assert isinstance(group, click.Group)
     top = click.Context(group, info_name="reticent", terminal_width=100)
     parts = ["# reticent: the command line\n\nMade by scripts/make_help.py from `reticent --help`.\n", _block(top)]
-    for name in group.list_commands(top):
-        command = group.get_command(top, name)
-        assert command is not None
-        parts += [f"\n## {name}\n", _block(click.Context(command, info_name=name, parent=top, terminal_width=100))]
+    for context in _below(top):
+        parts += [f"\n## {context.command_path.removeprefix('reticent ')}\n", _block(context)]
     return "\n".join(parts)
+
+
+def _below(context: click.Context) -> Iterator[click.Context]:
+    """Every command under one, each group before its own."""
+    assert isinstance(context.command, click.Group)
+    for name in context.command.list_commands(context):
+        command = context.command.get_command(context, name)
+        assert command is not None
+        child = click.Context(command, info_name=name, parent=context, terminal_width=100)
+        yield child
+        if isinstance(command, click.Group):
+            yield from _below(child)
 
 
 def _block(context: click.Context) -> str:
