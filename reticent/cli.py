@@ -541,7 +541,7 @@ class _Lines(Task):
             left = (now - self._began) * max(self._total - self._done, 0) / max(self._done, 1e-9)
             share = self._done / self._total if self._total else 1
             far = (
-                f"{share:.0%}, {left:.0f} s left" if self._done else f"{now - self._began:.0f} s"
+                f"{share:.0%}, {left:.0f} s left" if self._done and self._total else f"{now - self._began:.0f} s"
             )  # of an unknown whole
             self._progress.say(f"{self._description}: {far}{self._noted()}")
 

@@ -204,6 +204,8 @@ def _is_proper(tokens: "list[Token]", i: int, lower: set[str]) -> bool:
     if not CAPITALISED.search(text) or token.like_num or "@" in text or len(text) < 2:
         return False
     if text.lower() in MONTHS_TOO:
+        if i + 1 < len(tokens) and tokens[i + 1].lower_ in MONTHS_TOO:
+            return False
         name_goes_on = i + 1 < len(tokens) and (
             tokens[i + 1].text in ("von", "van") or _is_proper(tokens, i + 1, lower)
         )

@@ -42,7 +42,9 @@ def deal(recipe: Recipe, found: Read, canaries: list[canary.Canary]) -> Dealt | 
         )
     rest = np.flatnonzero(~sensitive)
     dealt = _partition(asked, corpus, train, group, first, origins, rest, seed)
-    title = partition.title_of(_KINDS[asked.kind], len(dealt.names), alpha=asked.alpha)
+    title = f"Each of {len(dealt.names)} sources is a silo"
+    if asked.kind != "by-origin":
+        title = partition.title_of(asked.kind, len(dealt.names), alpha=asked.alpha)
     if sensitive.any():
         dealt = partition.inject(sensitive, sizes, dealt, seed=seed)
         title = partition.title_of("proportional", len(dealt.names))
@@ -64,15 +66,6 @@ def deal(recipe: Recipe, found: Read, canaries: list[canary.Canary]) -> Dealt | 
             title=title,
         ),
     )
-
-
-_KINDS: dict[str, partition.Kind] = {
-    "iid": "iid",
-    "by-owner": "by-owner",
-    "by-key": "by-key",
-    "by-origin": "by-key",
-    "dirichlet": "dirichlet",
-}
 
 
 def _partition(

@@ -61,6 +61,11 @@ def test_a_batch_is_answered_like_each_text_alone(best: Recogniser) -> None:
     assert best.find(TEXTS) == [best.find([text])[0] for text in TEXTS]
 
 
+@pytest.mark.parametrize("piece", ["May ", "Ada ", "A. ", "van ", "Minister for "])
+def test_a_long_text_of_one_piece_is_read(best: Recogniser, piece: str) -> None:
+    assert len(best.find([piece * 3000])) == 1
+
+
 @pytest.mark.parametrize(
     ("index", "name"),
     [
