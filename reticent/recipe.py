@@ -66,11 +66,12 @@ class Source(Section):
     silo: str | None = None
     """Field that names the institution that holds it."""
     limit: int | None = Field(default=None, ge=1)
-    """Read at most this many records."""
-    sample: int | None = Field(default=None, ge=1)
-    """Then take only this many, drawn by data.seed."""
+    """Read at most this many records. One more in front of them moves the last one out: the promise is to what was
+    read."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the owners that is taken, drawn by data.seed; one owner more or less moves nobody else."""
     per_owner: int | None = Field(default=None, ge=1)
-    """And of each owner at most its first so many."""
+    """Of each owner take at most its first so many records."""
 
     def told(self) -> str:
         """What it is called."""
@@ -84,9 +85,8 @@ class Source(Section):
         if self.name is not None:
             given = [key for key in ("hub", "config", "revision", *fields) if getattr(self, key) is not None]
             if given or self.format != "fields":
-                raise ValueError(
-                    f"the catalog knows where {self.name} is and what is in it; leave out {', '.join(given) or 'format'}"
-                )
+                named = ", ".join(given) or "format"
+                raise ValueError(f"the catalog knows where {self.name} is and what is in it; leave out {named}")
             return self
         if self.template is not None or self.options:
             raise ValueError("template and options are for a data set of the catalog; give its name, or leave them out")
@@ -165,7 +165,7 @@ class Duplicate(Section):
     """Some records several times; copies stay in one unit of privacy and one part."""
 
     share: float = Field(default=0.3, gt=0, le=1)
-    """Share of the training records that is repeated."""
+    """Share of the training records that is repeated; each by a coin of its own, drawn by data.seed."""
     copies: int = Field(default=10, ge=2)
     """Times each of them occurs."""
 

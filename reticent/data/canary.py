@@ -17,12 +17,11 @@ trained on.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reticent.data.clinic import NoteWriter
 from reticent.data.record import Record
@@ -34,12 +33,6 @@ SELF_AUDIT: tuple[Family, ...] = ("new-token",)  # nobody without the tokenizer 
 MOST_OF_UNITS = 0.02  # more members than this share of the units, and they distort what they measure
 TEMPERATURES = (0.8, 1.2)  # of "high-temperature": below, the texts are too likely; above, they are noise
 FEWEST_WORDS = 100  # a suffix of words from a smaller vocabulary is not rare
-
-
-_OTHER_PLAN = (
-    "the duplication was planned for {planned} records, and there are {more}; plan it for the training records, after "
-    "the split"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,66 +229,6 @@ def from_json(text: str) -> list[Canary]:
     ]
     _refuse_repeats(canaries)
     return canaries
-
-
-class Duplication(NamedTuple):
-    """How often each record of a corpus is repeated, in its order."""
-
-    copies: NDArray[np.int64]
-    share: float
-    most: int
-    seed: int
-
-    def manifest(self) -> dict[str, Any]:
-        """Counts for the manifest."""
-        return {
-            "scheme": "duplicated",
-            "share": self.share,
-            "copies": self.most,
-            "seed": self.seed,
-            "records": len(self.copies),
-            "duplicated": int((self.copies > 1).sum()),
-            "records_with_copies": int(self.copies.sum()),
-        }
-
-
-def duplication(records: int, *, share: float = 0.3, copies: int = 10, seed: int = 42) -> Duplication:
-    """The scheme ``duplicated``: records are shuffled, and of the first ``int(share * records)`` there are ``copies``.
-
-    It shows how extraction grows with repetition on real records, without twins and without coins, so it is no audit.
-    The defaults are those of Bossy et al. 2025 (arXiv:2502.05087), where copies were made before the split and so
-    stood on both sides of it.
-
-    Raises:
-        DataError: ``share`` is not in [0, 1], or ``copies`` below 2.
-    """
-    if not 0 <= share <= 1 or copies < 2:
-        raise DataError(
-            f"the scheme 'duplicated' needs a share in [0, 1] and at least 2 copies, got {share:g} and {copies}"
-        )
-    times = np.ones(records, np.int64)
-    times[np.random.default_rng([seed, 27]).permutation(records)[: int(share * records)]] = copies
-    return Duplication(times, share, copies, seed)
-
-
-def duplicate(records: Iterable[tuple[Record, str]], plan: Duplication) -> Iterator[tuple[Record, str]]:
-    """Each training record as often as planned, its copies one after the other and in its own unit, as a stream.
-
-    Call it after the split and the assignment of units, on the training side only: then no copy crosses either.
-    Copies differ in their ids only.
-
-    Raises:
-        DataError: The plan was made for another number of records.
-    """
-    left = iter(plan.copies.tolist())
-    for record, unit in records:
-        copies = next(left, 0)
-        if not copies:
-            raise DataError(_OTHER_PLAN.format(planned=len(plan.copies), more="more"))
-        for copy in range(copies):
-            yield replace(record, id=f"{record.id}#{copy + 1}"), unit
-    if next(left, 0):
-        raise DataError(_OTHER_PLAN.format(planned=len(plan.copies), more="fewer"))
 
 
 class _Texts:

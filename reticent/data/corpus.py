@@ -5,7 +5,6 @@ forty bytes a record.
 """
 
 import hashlib
-import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 def digest(text: str) -> int:
     """64 bits of a text. Two texts that share them are taken for one: in a million, once in forty million tries."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def uniform(text: str) -> float:
+    """A number in [0, 1) that is fixed by a text: a draw that nothing else can move."""
+    return digest(text) / 2.0**64
 
 
 class Corpus:
@@ -122,7 +126,7 @@ class _Spool:
 
         self._file = store.unnamed_file(self, folder)
         self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), schema)
-        self._mapped: tuple[list[pa.RecordBatch], np.ndarray] | None = None
+        self._mapped: tuple[store.Mapped, list[pa.RecordBatch], np.ndarray] | None = None
 
     def append(self, table: "pa.Table") -> None:
         self._mapped = None
@@ -137,22 +141,19 @@ class _Spool:
             yield pa.Table.from_batches([batch])
 
     def at(self, items: np.ndarray) -> Iterator[tuple[np.ndarray, "pa.RecordBatch", np.ndarray]]:
-        """Where some rows are: which of ``items`` are in a batch, the batch, and their places in it.
-
-        The file is mapped: only what is looked at comes into memory.
-        """
+        """Where some rows are: which of ``items`` are in a batch, the batch, and their places in it."""
         import pyarrow as pa
 
         if self._mapped is None:
-            self._file.flush()
-            view = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            batches = list(pa.ipc.open_stream(pa.py_buffer(view)))
-            self._mapped = batches, np.cumsum([0, *(batch.num_rows for batch in batches)])
-        batches, starts = self._mapped
+            mapped = store.Mapped(self._file)
+            batches = list(pa.ipc.open_stream(pa.py_buffer(mapped.view)))
+            self._mapped = mapped, batches, np.cumsum([0, *(batch.num_rows for batch in batches)])
+        mapped, batches, starts = self._mapped
         number = np.searchsorted(starts, items, side="right") - 1
         for one in np.unique(number):
             rows = np.flatnonzero(number == one)
             yield rows, batches[one], items[rows] - starts[one]
+        mapped.forget()
 
 
 def _code(names: list[str], name: str) -> int:

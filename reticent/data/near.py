@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reticent.data.store import unnamed_file
+from reticent.data.store import Mapped, unnamed_file
 
 SHINGLE = 5  # words
 HASHES = 128  # of each sketch
@@ -21,7 +21,8 @@ MISSED = 1e-3  # at most this chance that a pair exactly on the threshold is no 
 SPREAD = 4.0  # standard deviations below the threshold at which a sketch rules a pair out
 _SEED = 1
 _VOCABULARY = 200_000  # words whose hashes are kept
-_BLOCK = 2**16
+_BLOCK = 2**16  # texts
+_PAIRS = 2**12  # that are looked at together
 
 Find = Callable[[np.ndarray], np.ndarray]
 
@@ -72,27 +73,25 @@ class Sketches:
 
     def join(self, join: Callable[[int, int], None], find: Find) -> None:
         """Calls ``join`` on pairs until all nearly equal texts hang together. ``find``: the group of each text."""
-        for file in (self._sketches, self._keys, self._shingles):
-            file.flush()
         if not self._ends[-1]:
             return
-        matrix = np.memmap(self._sketches, dtype=np.uint32, mode="r", shape=(self._count, HASHES))
+        self._keys.flush()
+        sketches, shingles = Mapped(self._sketches), Mapped(self._shingles)
+        matrix = np.frombuffer(sketches.view, dtype=np.uint32).reshape(-1, HASHES)
+        sets = _Sets(np.frombuffer(shingles.view, dtype=np.uint64), self._ends)
         least = self.threshold - SPREAD * (self.threshold * (1 - self.threshold) / HASHES) ** 0.5
-        sets = _Sets(np.memmap(self._shingles, dtype=np.uint64, mode="r"), self._ends)
         for band in range(self._bands):
             for one, other in self._candidates(band, find):
-                agree = np.concatenate(
-                    [
-                        (matrix[one[i : i + _BLOCK]] == matrix[other[i : i + _BLOCK]]).mean(axis=1)
-                        for i in range(0, len(one), _BLOCK)
-                    ]
-                )
-                likely = agree >= least
-                for first, second in zip(one[likely].tolist(), other[likely].tolist(), strict=True):
-                    mine, theirs = sets[first], sets[second]
-                    common = len(np.intersect1d(mine, theirs, assume_unique=True))
-                    if common >= self.threshold * (len(mine) + len(theirs) - common):
-                        join(first, second)
+                for start in range(0, len(one), _PAIRS):
+                    first, second = one[start : start + _PAIRS], other[start : start + _PAIRS]
+                    likely = (matrix[first] == matrix[second]).mean(axis=1) >= least
+                    sketches.forget()
+                    for pair in zip(first[likely].tolist(), second[likely].tolist(), strict=True):
+                        mine, theirs = sets[pair[0]], sets[pair[1]]
+                        common = len(np.intersect1d(mine, theirs, assume_unique=True))
+                        if common >= self.threshold * (len(mine) + len(theirs) - common):
+                            join(*pair)
+                    shingles.forget()
 
     def _candidates(self, band: int, find: Find) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of different groups that agree in one band; ``find`` is asked again for each lot of pairs."""

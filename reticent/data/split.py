@@ -6,12 +6,11 @@ groups: everything of one owner and of one unit. What is not covered: texts that
 of less than five words that differ at all.
 """
 
-import hashlib
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from reticent.data.corpus import Corpus
+from reticent.data.corpus import Corpus, uniform
 from reticent.errors import DataError
 
 PARTS: Final = ("train", "held_out", "calibration")
@@ -78,7 +77,7 @@ def split(corpus: Corpus, units: np.ndarray, *, held_out: float, calibration: fl
         )
     names = np.full(len(roots), np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(names, place, corpus.text)
-    drawn = np.array([_uniform(seed, int(name)) for name in names])
+    drawn = np.array([uniform(f"{seed}:{name}") for name in names.tolist()])
     side = np.zeros(len(roots), dtype=np.int8)
     side[drawn < held_out + calibration] = PARTS.index("calibration")
     side[drawn < held_out] = PARTS.index("held_out")
@@ -117,11 +116,6 @@ def joined(*labels: np.ndarray) -> np.ndarray:
     first = np.empty(size, dtype=np.int64)
     first[component[::-1]] = everyone[::-1]
     return np.asarray(first[component])
-
-
-def _uniform(seed: int, name: int) -> float:
-    """A number in [0, 1) that is fixed by both."""
-    return int.from_bytes(hashlib.sha256(b"%d:%d" % (seed, name)).digest()[:8], "big") / 2.0**64
 
 
 class _Groups:

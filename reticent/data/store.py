@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -111,6 +112,19 @@ def unnamed_file(user: object, folder: Path | None) -> IO[bytes]:
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # Closed with its user.
     weakref.finalize(user, file.close)
     return file
+
+
+class Mapped:
+    """A file read in places: only what is looked at comes into memory, until `forget`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        file.flush()
+        self.view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def forget(self) -> None:
+        """Gives back the memory; the file stays."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.view.madvise(mmap.MADV_DONTNEED)
 
 
 class Folder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reticent.data import canary, store
+from reticent.data.corpus import uniform
 from reticent.data.encode import Encoder
 from reticent.data.split import PARTS
 from reticent.errors import DataError
@@ -75,14 +76,13 @@ class _Planted:
 
 
 def _times(recipe: Recipe, found: Read) -> np.ndarray:
-    """How often each record is trained on."""
-    times = np.ones(len(found.corpus), dtype=np.int64)
-    asked = recipe.data.duplicate
+    """How often each record is trained on. Whether one is repeated follows from its own text alone."""
+    corpus, asked = found.corpus, recipe.data.duplicate
+    times = np.ones(len(corpus), dtype=np.int64)
     if asked is not None:
-        train = np.flatnonzero(found.split.part == PARTS.index("train"))
-        times[train] = canary.duplication(
-            len(train), share=asked.share, copies=asked.copies, seed=recipe.data.seed
-        ).copies
+        for record in np.flatnonzero(found.split.part == PARTS.index("train")).tolist():
+            if uniform(f"copies:{recipe.data.seed}:{corpus.text[record]}") < asked.share:
+                times[record] = asked.copies
     return times
 
 

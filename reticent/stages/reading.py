@@ -4,21 +4,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from reticent.data import sources, store
-from reticent.data.corpus import Corpus, digest
+from reticent.data.corpus import Corpus, digest, uniform
 from reticent.data.encode import Encoded, Encoder
 from reticent.data.record import Record
 from reticent.data.split import PARTS, Split, Units, assign_units, split
 from reticent.errors import DataError
 from reticent.progress import SILENT, Progress
 from reticent.recipe import Data, Recipe, Source
-
 
 Pair = tuple[Record, Record]
 
@@ -116,12 +114,10 @@ def _records(recipe: Recipe) -> Iterator[Record]:
 
 def _source(source: Source, data: Data) -> Iterator[Record]:
     """The records that one source gives."""
-
-    def read() -> Iterator[Record]:
-        found = _opened(source, data)
-        return found if source.per_owner is None else _capped(found, source.per_owner)
-
-    return read() if source.sample is None else _sampled(read, source.sample, data.seed)
+    found = _opened(source, data)
+    if source.share < 1:
+        found = (record for record in found if uniform(f"{data.seed}:{record.owner}") < source.share)
+    return found if source.per_owner is None else _capped(found, source.per_owner)
 
 
 def _opened(source: Source, data: Data) -> Iterator[Record]:
@@ -161,11 +157,3 @@ def _capped(records: Iterable[Record], most: int) -> Iterator[Record]:
         seen[owner] += 1
         if seen[owner] <= most:
             yield record
-
-
-def _sampled(read: Callable[[], Iterator[Record]], count: int, seed: int) -> Iterator[Record]:
-    """``count`` of the records, in their order: those whose ids have the smallest digests with ``seed``."""
-    drawn = np.fromiter((digest(f"{seed}:{record.id}") for record in read()), np.uint64)
-    chosen = np.zeros(len(drawn), dtype=bool)
-    chosen[np.argsort(drawn, kind="stable")[:count]] = True
-    return compress(read(), chosen)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ from reticent.data.canary import (
     commitment,
     commitments,
     counts,
-    duplicate,
-    duplication,
     from_json,
     make,
     member_share,
@@ -302,48 +299,3 @@ def test_no_canaries_is_possible() -> None:
 def _corpus(count: int) -> Iterator[tuple[Record, str]]:
     for i in range(count):
         yield Record(id=f"r{i}", owner=f"p{i // 2}", prompt="", completion=f"t{i}", origin="o"), f"u{i // 2}"
-
-
-@pytest.mark.parametrize("count", [0, 1, 9, 1304])
-def test_three_in_ten_records_are_repeated_ten_times_rounded_down_as_in_the_source_system(count: int) -> None:
-    plan = duplication(count)
-    assert int((plan.copies == 10).sum()) == int(0.3 * count)
-    assert plan.manifest()["duplicated"] == int(0.3 * count)
-    assert plan.manifest()["records_with_copies"] == count + 9 * int(0.3 * count)
-
-
-def test_copies_stay_in_the_unit_and_side_by_side() -> None:
-    made = list(duplicate(_corpus(50), duplication(50)))
-    assert len(made) == 50 + 9 * 15 and len({record.id for record, _ in made}) == len(made)
-    assert all(unit == f"u{record.owner[1:]}" for record, unit in made)
-    changes = sum(one.completion != two.completion for (one, _), (two, _) in pairwise(made))
-    assert changes == 49
-
-
-def test_duplication_follows_from_its_seed() -> None:
-    assert (duplication(90).copies == duplication(90).copies).all()
-    assert (duplication(90).copies != duplication(90, seed=43).copies).any()
-
-
-def test_duplication_is_a_stream() -> None:
-    seen: list[str] = []
-
-    def corpus() -> Iterator[tuple[Record, str]]:
-        for record, unit in _corpus(1000):
-            seen.append(record.id)
-            yield record, unit
-
-    next(duplicate(corpus(), duplication(1000)))
-    assert seen == ["r0"]
-
-
-@pytest.mark.parametrize("planned", [9, 11])
-def test_a_plan_for_another_corpus_is_refused(planned: int) -> None:
-    with pytest.raises(DataError, match=f"planned for {planned} records"):
-        list(duplicate(_corpus(10), duplication(planned)))
-
-
-@pytest.mark.parametrize("settings", [{"share": 1.1}, {"share": -0.1}, {"copies": 1}])
-def test_duplication_has_bounds(settings: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="'duplicated' needs"):
-        duplication(10, **settings)

@@ -182,3 +182,18 @@ def test_a_long_text_of_one_piece_takes_time_in_proportion(piece: str) -> None:
     started = time.process_time()
     clinical.find(piece * 3000)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "31 Kessel Stravenue",
+        "1068 Brand Drives, Perrystad",
+        "9022 Ostler Vista, Port Merrow, GU 88523",
+        "5 Old Mill Landing, East Wick",
+        "77 Lindt Road, Wick, MH 10797",
+    ],
+)
+def test_an_address_is_found_whole_with_its_town_whatever_its_kind_of_street(address: str) -> None:
+    text = f"The letter went to {address} and came back."
+    assert _found(text, "ADDRESS") == [address]

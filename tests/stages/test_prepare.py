@@ -74,12 +74,12 @@ def test_sizes_and_caps_of_a_source(place):
 
     everything, _ = count()
     assert count(limit=20)[0] == everything[:20]
-    sampled = count(sample=20)[0]
-    assert len(sampled) == 20 and sampled != everything[:20] and sampled == count(sample=20)[0]
-    assert [one for one in everything if one in sampled] == sampled
-    capped, owners = count(per_owner=1)
+    drawn, owners = count(share=0.5)
+    assert 8 < len(set(owners)) < 32 and drawn == count(share=0.5)[0]  # of 40: 4 sd
+    assert [one for one in everything if one in drawn] == drawn
+    assert sum(record["owner"] in owners for record in place.records) == len(drawn)
+    _, owners = count(per_owner=1)
     assert max(Counter(owners).values()) == 1 and len(owners) == len({r["owner"] for r in place.records})
-    assert len(count(sample=10**6)[0]) == len(everything)
 
 
 @pytest.mark.parametrize("style", ["tag", "mask", "redact", "pseudonym"])
@@ -156,7 +156,7 @@ def test_copies_stay_in_their_unit_and_part(prepared):
     rows = [row for row in run.read_records("train") if not row[0].origin.startswith("canary")]
     times = Counter(record.completion for record, _ in rows)
     assert set(times.values()) == {1, 5}
-    assert sum(one == 5 for one in times.values()) == int(0.3 * len(times))
+    assert abs(sum(one == 5 for one in times.values()) - 0.3 * len(times)) < 4 * (0.21 * len(times)) ** 0.5
     assert len({(record.completion, unit) for record, unit in rows}) == len(times)
     assert not set(times) & set(_texts(run, "held_out"))
     tokens = Counter(unit for unit, _ in run.read_tokens())
