@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 
 class Span(NamedTuple):
-    """``text[start:end]`` is of the kind ``entity`` (PERSON, DATE, ...); ``by`` found it, with a ``score`` in [0, 1]."""
+    """``text[start:end]`` is of the kind ``entity`` (PERSON, DATE, ...), found by ``by`` with a ``score`` in [0, 1]."""
 
     start: int
     end: int
