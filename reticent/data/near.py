@@ -22,7 +22,7 @@ SPREAD = 4.0  # standard deviations below the threshold at which a sketch rules 
 _SEED = 1
 _VOCABULARY = 200_000  # words whose hashes are kept
 _BLOCK = 2**16  # texts
-_PAIRS = 2**12  # that are looked at together
+_PAIRS = 2**9  # that are looked at together: each brings up to 64 KiB of two files into memory
 
 Find = Callable[[np.ndarray], np.ndarray]
 
