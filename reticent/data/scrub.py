@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
@@ -122,7 +122,7 @@ def scrub(
     keep: MapWriter | None = None,
     total: int | None = None,
     progress: Progress = SILENT,
-) -> Iterator[Scrubbed]:
+) -> Generator[Scrubbed, None, None]:
     """Each record scrubbed, in order, as a stream; as many results as records.
 
     The results do not depend on ``settings.processes``. What was found is kept in the folder ``cache``, so a run that
@@ -154,7 +154,7 @@ def _scrub(
     keep: MapWriter | None,
     total: int,
     progress: Progress,
-) -> Iterator[Scrubbed]:
+) -> Generator[Scrubbed, None, None]:
     with ExitStack() as stack:
         source = _Source(settings.recognisers, settings.entities, settings.language, recogniser)
         finder: _Here | _Pool = _Here(source)

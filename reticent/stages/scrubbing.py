@@ -21,6 +21,10 @@ MODEL = "scrubber"
 """The ``model`` of measurements of what scrubbing finds, as the report knows it."""
 
 
+HOPELESS = 100
+"""If that many records are dropped before any comes through, the recognisers are at fault and not the records."""
+
+
 class Scrubbing:
     """Passes records on as the recipe says, and counts. ``folder``: what was found stays there for the next time."""
 
@@ -63,13 +67,20 @@ class Scrubbing:
                 keep=keep,
                 progress=self._progress,
             )
+            stack.callback(found.close)  # also if this one is left early: it may hold processes
             for one in found:
                 original = waiting.popleft()
                 if one.record is not None:
                     yield original, one.record
-        if self._counts.records and not self._counts.records - self._counts.dropped.total():
+                elif self._counts.dropped.total() == self._counts.records >= HOPELESS:
+                    self._refuse_hopeless()
+            self._refuse_hopeless()
+
+    def _refuse_hopeless(self) -> None:
+        failed = self._counts.dropped.total()
+        if failed and failed == self._counts.records:
             raise DataError(
-                f"scrubbing failed at all {self._counts.records:,} records ({', '.join(self._counts.dropped)}); see "
+                f"scrubbing failed at all of the first {failed:,} records ({', '.join(self._counts.dropped)}); see "
                 "data.scrub.recognisers"
             )
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from reticent.data.clinic import CHAPTERS, NoteWriter, clinic
+from reticent.data.corpus import Corpus
 from reticent.data.record import Record
 from reticent.data.split import assign_units
 from reticent.errors import DataError
@@ -27,7 +28,9 @@ def test_the_seed_decides(records: list[Record]) -> None:
 
 
 def test_no_two_records_are_near_duplicates(records: list[Record]) -> None:
-    assert assign_units(records, unit="record", near_duplicates=0.8)[1:] == (0, 0)
+    corpus = Corpus(near_duplicates=0.8)
+    corpus.add(records)
+    assert assign_units(corpus, unit="record")[1:] == (0, 0)
 
 
 def test_ids_are_unique(records: list[Record]) -> None:

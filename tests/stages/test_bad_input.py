@@ -18,9 +18,9 @@ SETTINGS = {
     ),
     "delta": (
         ["privacy.delta=0.02"],
-        "privacy.delta must be below 1 / units = 0.0196 (51 owners to train on), got 0.02",
+        "privacy.delta must be below 1 / units = 0.0182 (55 owners to train on), got 0.02",
     ),
-    "batch": (["train.batch_size=52"], "train.batch_size must be at most the number of units, 51"),
+    "batch": (["train.batch_size=56"], "train.batch_size must be at most the number of units, 55"),
     "no file": (["data.source.path=none.jsonl"], "none.jsonl: there is no such file"),
     "no field": (["data.source.completion=answer"], "notes.jsonl:1: there is no field 'answer'"),
     "no chat template": (["data.template=chat"], "no chat template; set data.template: plain"),

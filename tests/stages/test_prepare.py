@@ -211,3 +211,21 @@ def test_check_counts_what_prepare_will_make_and_samples_no_model(place, monkeyp
     monkeypatch.setattr(load, "load", None)
     told = place.call("check", "my.yaml", *settings, "-s", "audit.membership=false").stdout
     assert re.search(r"units +\d+ owners to train on", told)
+
+
+def test_recognisers_that_fail_at_every_record_end_the_run_early(place, monkeypatch):
+    from reticent.data import clinical
+
+    asked = []
+
+    def fail(text):
+        asked.append(text)
+        raise ValueError(text)
+
+    rows = [{"prompt": "p", "completion": f"text {i}", "owner": f"o{i}"} for i in range(2000)]
+    _lines(place, *rows)
+    monkeypatch.setattr(clinical, "find", fail)
+    settings = ["-s", "data.scrub={recognisers: [clinical], plants: 0}"]
+    told = place.refused("prepare", "my.yaml", *settings, match="scrubbing failed at all of the first 100 records")
+    assert "ValueError" in told and len(asked) < 600
+    assert not place.run.scrub_map_path.exists()

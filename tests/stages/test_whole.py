@@ -14,7 +14,7 @@ def test_a_run_leaves_a_report_and_says_what_it_promises(finished):
     place, done = finished
     assert all(place.run.finished(stage) for stage in STAGES)
     assert (place.run_folder / "report.html").read_text().startswith("<!doctype html>")
-    assert "epsilon 0.168 at delta 0.001, per owner, add-or-remove-one" in done.stdout
+    assert "epsilon 0.153 at delta 0.001, per owner, add-or-remove-one" in done.stdout
     assert "report: runs/my/report.html" in done.stdout
     assert place.half_written() == []
 
@@ -100,7 +100,7 @@ def test_show_tells_a_finished_run(finished, monkeypatch):
     monkeypatch.chdir(place.folder)
     out = place.call("show", "runs/my").stdout
     assert "done       prepare, train, audit, evaluate, report" in out
-    assert "guarantee  epsilon 0.168 at delta 0.001" in out
+    assert "guarantee  epsilon 0.153 at delta 0.001" in out
     assert "perplexity" in out
 
 
@@ -109,7 +109,7 @@ def test_check_prints_the_plan_that_run_follows(place, finished):
     units = finished[0].run.facts("train")["guarantee"]["units"]
     assert f"{units} owners to train on" in out
     assert re.search(rf"private: steps +{place.steps} of 8 expected owners", out)
-    assert "promise" in out and "epsilon 0.16" in out and "at delta 0.001" in out
+    assert "promise" in out and "epsilon 0.15" in out and "at delta 0.001" in out
     assert "packed rows" in out
     assert not place.run_folder.exists()
 
