@@ -20,8 +20,9 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
     records = dict(zip(PARTS, np.bincount(found.split.part, minlength=len(PARTS)).tolist(), strict=True))
     planted = canary.planted_records(canaries_of(recipe, stand_in()))
     count = found.unit_count("train") + len({unit for _, unit in planted})
+    before = " (before scrubbing and benchmarks drop any)" if recipe.data.scrub or recipe.data.benchmarks else ""
     rows = [
-        ("records", f"{records['train']} to train on, {records['held_out']} held out, {len(planted)} canaries"),
+        ("records", f"{records['train']} to train on, {records['held_out']} held out, {len(planted)} canaries{before}"),
         ("units", f"{count} {recipe.privacy.unit}s to train on"),
     ]
     for name in trained_models(recipe):

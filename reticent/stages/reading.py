@@ -50,8 +50,7 @@ def read(
     """Reads, groups and splits.
 
     ``passed`` stands between the sources and all else: it may drop records, and gives the others as they were read and
-    as they are to be used. With ``encode`` they become
-    tokens on the way. ``folder``: where temporary files go.
+    as they are to be used. With ``encode`` they become tokens on the way. ``folder``: where temporary files go.
 
     Raises:
         DataError: The data are not as the recipe says.
