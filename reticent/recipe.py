@@ -679,6 +679,7 @@ _PLAIN = {
     "a valid string": "text",
     "a valid boolean": "true or false",
     "a valid array": "a list",
+    "Tuple should have at least 1 item after validation, not 0": "a list that is not empty",
     "an object": "a mapping of keys",
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from typing import Any
 
-from reticent.data.spans import Span
+from reticent.data.spans import Span, UnavailableError
 from reticent.errors import DataError
 
 KEY = "PRIVATE_AI_API_KEY"  # the environment variable with the key, which is in no recipe
@@ -22,6 +22,7 @@ ROUTE = "/v3/process/text"
 BATCH = 32  # texts in one request
 TRIES = 4
 AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # passing troubles
+OF_TEXTS = frozenset({400, 413, 422, 500})  # what the service may say for the sake of one text
 LONGEST_PAUSE = 30.0  # seconds, whatever the service asks for
 
 # https://docs.private-ai.com/entities: its kinds and ours; every other one is kept as it is.
@@ -75,7 +76,8 @@ class PrivateAI:
         """One list of spans per text, in order.
 
         Raises:
-            DataError: the service cannot be reached, refuses, or answers what its interface does not allow.
+            UnavailableError: the service cannot be reached or refuses.
+            DataError: it fails at these texts, or answers what its interface does not allow.
         """
         filled = [text for text in texts if text.strip()]
         answers = iter(
@@ -112,16 +114,17 @@ class PrivateAI:
                 wanted = error.headers.get("Retry-After", "")
                 error.close()
                 if error.code in (401, 403):
-                    raise DataError(f"private-ai: the key is refused ({problem}); set the variable {KEY}") from None
-                if error.code not in AGAIN:
-                    raise DataError(
-                        f"private-ai: {problem}; check the address and the version of the service"
+                    raise UnavailableError(
+                        f"private-ai: the key is refused ({problem}); set the variable {KEY}"
                     ) from None
+                kind = DataError if error.code in OF_TEXTS else UnavailableError
+                if error.code not in AGAIN:
+                    raise kind(f"private-ai: {problem}; check the address and the version of the service") from None
                 pause = float(wanted) if wanted.isdecimal() else pause
             except (OSError, HTTPException) as error:
-                problem = type(error).__name__
+                problem, kind = type(error).__name__, UnavailableError
             if attempt == TRIES:
-                raise DataError(f"private-ai: no answer after {TRIES} tries (the last: {problem}); is it running?")
+                raise kind(f"private-ai: no answer after {TRIES} tries (the last: {problem}); is it running?")
             self._sleep(min(pause, LONGEST_PAUSE))
         try:
             return json.loads(content)

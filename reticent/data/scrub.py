@@ -26,7 +26,7 @@ from reticent.data.pseudonyms import Pseudonyms
 from reticent.data.record import Record
 from reticent.data.scrub_map import MapWriter, Row
 from reticent.data.span_cache import SpanCache
-from reticent.data.spans import Span
+from reticent.data.spans import Span, UnavailableError
 from reticent.errors import DataError
 from reticent.progress import SILENT, Progress
 
@@ -133,6 +133,7 @@ def scrub(
     Raises:
         DataError: A setting is wrong, a recogniser cannot be built, a process was killed, the cache is damaged, or a
             record could not be scrubbed and the settings say to stop.
+        UnavailableError: A recogniser cannot be reached or refuses; what was found so far stays in the cache.
     """
     if recogniser is None and not settings.recognisers:
         raise DataError("scrubbing needs a recogniser; name one, such as clinical")
@@ -322,12 +323,18 @@ class _Source(NamedTuple):
 
 
 def _look(recogniser: "Recogniser", texts: Sequence[str]) -> list[Found]:
-    """What is found in each text; if it fails at all of them, one by one."""
+    """What is found in each text; if it fails at all of them, one by one.
+
+    Raises:
+        UnavailableError: The recogniser works at no text.
+    """
     try:
         answers = recogniser.find(texts)
         if len(answers) != len(texts):
             raise InvalidSpansError
         return [_checked(text, spans) for text, spans in zip(texts, answers, strict=True)]
+    except UnavailableError:
+        raise
     except Exception as error:  # whatever it is: the text must not pass
         failed = type(error).__name__
     return [failed] if len(texts) == 1 else [found for text in texts for found in _look(recogniser, [text])]
@@ -476,7 +483,10 @@ class _Pool:
                 self._started(worker)
                 continue
             (job, places), worker.part, worker.deadline = worker.part, None, math.inf
-            for place, found in zip(places, worker.receive(), strict=True):
+            answer = worker.receive()
+            if isinstance(answer, str):
+                raise UnavailableError(answer)
+            for place, found in zip(places, answer, strict=True):
                 job.found[place] = found
         for index, worker in enumerate(self._workers):
             if worker.part and time.monotonic() >= worker.deadline:
@@ -514,7 +524,10 @@ def _work(connection: Connection, source: _Source) -> None:
             return
         connection.send(("", recogniser.name, recogniser.version))
         while True:
-            connection.send(_look(recogniser, connection.recv()))
+            try:
+                connection.send(_look(recogniser, connection.recv()))
+            except UnavailableError as error:
+                connection.send(str(error))
     except BaseException:  # the parent is gone, or something that must not be printed: it could hold a text
         os._exit(1)
 

@@ -2,6 +2,12 @@
 
 from typing import Literal, NamedTuple
 
+from reticent.errors import DataError
+
+
+class UnavailableError(DataError):
+    """A recogniser that cannot be reached or will not work: the fault of no text, so no text is dropped for it."""
+
 
 class Span(NamedTuple):
     """``text[start:end]`` is of the kind ``entity`` (PERSON, DATE, ...), found by ``by`` with a ``score`` in [0, 1]."""

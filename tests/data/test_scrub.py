@@ -20,7 +20,7 @@ import pytest
 from reticent.data import recognise, scrub_map
 from reticent.data.record import Record
 from reticent.data.scrub import Counts, Settings, _look, scrub
-from reticent.data.spans import Span
+from reticent.data.spans import Span, UnavailableError
 from reticent.errors import DataError
 
 KEY = bytes(range(32))
@@ -29,7 +29,7 @@ NAMES = ("Aster Bexley", "Corlo", "Dimity Efron", "Фаддей", "جهان", "Z
 # Recognisers that a new process can import too.
 FAKES = '''
 import os, re, time
-from reticent.data.spans import Span
+from reticent.data.spans import Span, UnavailableError
 
 NAMES = re.compile(r"Aster Bexley|Bexley|Corlo|Dimity Efron|Фаддей|جهان|Zoe\\u0301")
 
@@ -57,6 +57,12 @@ class Moody(Names):
             if "FAIL" in text:
                 raise ValueError(text)
         return found
+
+class Gone(Names):
+    """Cannot be reached."""
+
+    def find(self, texts):
+        raise UnavailableError("gone: cannot be reached")
 '''
 
 
@@ -644,3 +650,12 @@ def test_what_is_no_map_is_refused(tmp_path):
         list(scrub_map.read_map(tmp_path / "none", "words"))
     with pytest.raises(DataError, match="passphrase .* is empty"), scrub_map.write_map(tmp_path / "other", ""):
         pass
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_recogniser_that_cannot_be_reached_stops_the_run_and_drops_nobody(fakes, processes):
+    counts = Counts()
+    settings = Settings(processes=processes, on_error="drop")
+    with pytest.raises(UnavailableError, match="gone: cannot be reached"):
+        list(scrub(notes(99), settings, recogniser=fakes.Gone(), counts=counts))
+    assert counts.records == 0 and not counts.dropped
