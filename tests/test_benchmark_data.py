@@ -19,7 +19,7 @@ def data() -> ModuleType:
     return module
 
 
-@pytest.mark.filterwarnings("ignore:.* is deprecated. Use files:DeprecationWarning")  # of simple_icd_10_cm, on Python 3.11
+@pytest.mark.filterwarnings("ignore:.* is deprecated. Use files:DeprecationWarning")  # simple_icd_10_cm, on 3.11
 def test_one_record_in_fifty_is_nearly_a_copy_of_the_one_before(data: ModuleType, tmp_path: Path) -> None:
     data.write_records(tmp_path / "records.jsonl", 200)
     texts = [json.loads(line)["text"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]
