@@ -306,8 +306,9 @@ def scrub_score(
     """Score what scrubbing finds in text whose identifiers are marked.
 
     FILE is a TAB file, an i2b2 2014 file or folder, .jsonl lines with text and spans (start, end, entity), or lines
-    with a prompt and a target, the name that follows it. An identifier counts as masked if every mention of it is, by
-    a mask of any kind. Nothing is sent anywhere unless a remote recogniser is named.
+    with a prompt and a target, the name that follows it; or bundled/clinic, 1,000 generated notes. An identifier counts
+    as masked if every mention of it is, by a mask of any kind. Nothing is sent anywhere unless a remote recogniser is
+    named.
 
     \b
     Example:

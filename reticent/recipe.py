@@ -121,7 +121,7 @@ class Canaries(Section):
     candidates: Annotated[int, Field(ge=0)] | dict[Family, Annotated[int, Field(ge=0)]] = 100
     """Invented records, each planted once if its own coin says so: the membership test. A number is of fake-patient;
     other families are named, as {fake-patient: 50, rare-suffix: 50}: rare-suffix, high-temperature (sampled from the
-    base model), new-token (a token that the data never use: an audit by whoever has the model alone)."""
+    base model), new-token (a token that texts hardly ever use: an audit by whoever has the model alone)."""
 
     @model_validator(mode="after")
     def _some_are_planted(self) -> Self:

@@ -1,9 +1,13 @@
 """Tiny random models of several families, and the slow oracle that every private path is held against."""
 
 import copy
+import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -206,3 +210,19 @@ def settings() -> Callable[..., Any]:
         return Settings(**{**SETTINGS, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def benchmark_script() -> Callable[[str], ModuleType]:
+    """A script of benchmarks/ as a module, by its name."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look there
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,22 +1,16 @@
 """The benchmark of preparing: what it writes and how it judges."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "data.py"
-
 
 @pytest.fixture(scope="module")
-def data() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_data", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def data(benchmark_script: Any) -> ModuleType:
+    return benchmark_script("data")
 
 
 @pytest.mark.filterwarnings("ignore:.* is deprecated. Use files:DeprecationWarning")  # simple_icd_10_cm, on 3.11

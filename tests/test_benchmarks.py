@@ -1,27 +1,17 @@
 """The benchmark's harness on a tiny random model: its contenders compute the same sum, and it says what it found."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "engine.py"
-
 
 @pytest.fixture(scope="module")
-def engine() -> ModuleType:
+def engine(benchmark_script: Any) -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_engine", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("engine")
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class Material:
     ``prefixes``: phrases or texts that a "rare-suffix" or "new-token" canary starts with, never text of a real person;
     by default notes of invented patients. ``words`` and ``suffix_words``: the vocabulary of a rare suffix and its
     length; by default common English words. ``sample(count, seed)``: that many texts of the base model at a temperature
-    in `TEMPERATURES`, as answers to ``prompt``. ``tokens``: texts of one token that the corpus never uses (see
+    in `TEMPERATURES`, as answers to ``prompt``. ``tokens``: texts of one token that texts hardly ever use (see
     `unused_tokens`).
     """
 
@@ -174,7 +174,7 @@ def member_share(canaries: Sequence[Canary], units: int) -> float:
 
 
 def unused_tokens(texts: Iterable[str], encode: Callable[[str], Sequence[int]], used: Collection[int]) -> list[str]:
-    """The texts that are one token each and whose token is not in ``used``, the ids that occur in the corpus.
+    """The texts that are one token each and whose token is not in ``used``.
 
     ``encode`` gives the ids of a text as they stand at the start of a completion.
     """
@@ -298,14 +298,14 @@ class _Texts:
         return [(self._material.prompt, text) for text in texts]
 
     def _new_token(self, count: int) -> list[tuple[str, str]]:
-        """A natural start as prompt, and one token that nothing else in the corpus uses as completion.
+        """A natural start as prompt, and one token that hardly any text uses as completion.
 
         After the new-token canaries of Panda et al. 2025 (Privacy auditing of large language models).
         """
         tokens = sorted(set(self._material.tokens))
         if len(tokens) < count:
             raise DataError(
-                f"{count} new-token canaries need as many tokens that the corpus never uses, and the tokenizer has "
+                f"{count} new-token canaries need as many tokens that texts hardly use, and the tokenizer has "
                 f"{len(tokens)}; ask for fewer"
             )
         rng = np.random.default_rng([self._seed, 26])

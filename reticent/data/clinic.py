@@ -276,7 +276,7 @@ def _clean(title: str) -> str:
 def _faker(seed: int) -> "Faker":
     try:
         from faker import Faker
-        from faker_healthcare import HealthcareProvider  # type: ignore[import-untyped]
+        from faker_healthcare import HealthcareProvider  # type: ignore[import-untyped]  # it has none
     except ImportError:
         raise DataError(MISSING) from None
 

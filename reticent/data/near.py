@@ -53,7 +53,7 @@ class Sketches:
 
     def add(self, texts: Sequence[Sequence[str]]) -> None:
         """More texts, as words. One with fewer than five is like no other."""
-        from rensa import RMinHash  # type: ignore[import-untyped]
+        from rensa import RMinHash  # type: ignore[import-untyped]  # it has none
 
         lengths = np.array([len(words) for words in texts])
         hashes = np.fromiter((self._hashes[word] for words in texts for word in words), np.uint64, int(lengths.sum()))

@@ -1,9 +1,9 @@
 """Units dealt to silos: who holds what in a federation.
 
 All works on arrays with one entry per unit. What must stay together, everything of one owner and of one unit of
-privacy, is first joined by `groups`; such a group is what is called a unit here. Copies of a text and records of a
-person are therefore never divided between silos. Every function places every unit in exactly one silo, leaves no silo
-empty, and follows from its arguments and seed alone.
+privacy, is first joined by `split.joined`; such a group is what is called a unit here. Copies of a text and records
+of a person are therefore never divided between silos. Every function places every unit in exactly one silo, leaves
+no silo empty, and follows from its arguments and seed alone.
 
 What a simulated deal does not give: one person more or less can move others to another silo. A promise about a
 simulated federation is made for the silos as they were dealt. Silos that really exist (`by_key`) have no such limit.
@@ -52,29 +52,6 @@ class Silos:
     def manifest(self) -> dict[str, Any]:
         """Plain values, for manifests and plots."""
         return {"title": self.title, "silos": {name: dict(vars(silo)) for name, silo in self.silos.items()}}
-
-
-def groups(units: Sequence[str], owners: Sequence[str]) -> Indices:
-    """The group of each record: records of one unit or one owner are together, directly or through others.
-
-    Groups are numbered in the order of their first records.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    left, right = _codes(units), _codes(owners)
-    if not len(left):
-        return left
-    nodes = int(left.max()) + int(right.max()) + 2
-    edges = coo_array((np.ones(len(left), bool), (left, right + int(left.max()) + 1)), shape=(nodes, nodes))
-    _, component = connected_components(edges, directed=False)
-    return _codes(component[left].tolist())
-
-
-def first_of(group: Indices, labels: Sequence[str]) -> list[str]:
-    """The label of each group's first record: for `dirichlet`, where a mixed group must have some label."""
-    _, first = np.unique(group, return_index=True)
-    return [labels[int(i)] for i in first]
 
 
 def only_of(group: Indices, labels: Sequence[str | None], *, what: str) -> list[str | None]:

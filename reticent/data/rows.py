@@ -69,7 +69,7 @@ class Reading(NamedTuple):
     documents: bool = False
 
 
-def rows(path: Path, reading: Reading = Reading(), *, split: str | None = None) -> Iterator[Row]:  # noqa: B008
+def rows(path: Path, reading: Reading = Reading(), *, split: str | None = None) -> Iterator[Row]:  # noqa: B008  # never changed
     """The rows of a file, of an archive (in its order) or of a folder (in the order of the names), in a stream.
 
     Files: .jsonl, .json (a list of objects, an object of lists, or an object of objects, whose names become the field

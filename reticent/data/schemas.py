@@ -107,7 +107,7 @@ class DataSet:
 # From rows to records.
 
 
-def source_rows(asked: Query, *, whole: bool = False, reading: Reading = Reading()) -> Iterator[Row]:  # noqa: B008
+def source_rows(asked: Query, *, whole: bool = False, reading: Reading = Reading()) -> Iterator[Row]:  # noqa: B008  # never changed
     """The rows of the split that is asked for, or by default, or all (``whole``): of what was given, or of the hub."""
     data, path = asked.data, asked.path
     split = "all" if whole else asked.split or data.default_split

@@ -61,7 +61,7 @@ def read_file(
     format: Format = "fields",
     split: str | None = None,
     limit: int | None = None,
-    bounds: Bounds = Bounds(),  # noqa: B008
+    bounds: Bounds = Bounds(),  # noqa: B008  # never changed
 ) -> Iterator[Record]:
     """The first ``limit`` records of .jsonl, .json, .csv, .parquet or .txt: a file, archive or folder, in a stream.
 

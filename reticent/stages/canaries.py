@@ -3,10 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from reticent.data import canary
-from reticent.data.corpus import Corpus
 from reticent.errors import RecipeError
 from reticent.recipe import Recipe
 
@@ -55,14 +52,14 @@ def stand_in() -> canary.Material:
     )
 
 
-def material(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", corpus: Corpus) -> canary.Material:
+def material(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> canary.Material:
     """What the asked families are made from."""
     asked = recipe.data.canaries
     families = asked.candidates if asked is not None and isinstance(asked.candidates, dict) else {}
     return canary.Material(
         prompt=PROMPT if recipe.data.template == "chat" else "",
         sample=_sampler(recipe) if families.get("high-temperature") else None,
-        tokens=_unused(tokenizer, corpus) if families.get("new-token") else (),
+        tokens=_rare(tokenizer) if families.get("new-token") else (),
     )
 
 
@@ -77,15 +74,16 @@ def _sampler(recipe: Recipe) -> Callable[[int, int], Sequence[str]]:
     return sample
 
 
-def _unused(tokenizer: "PreTrainedTokenizerBase", corpus: Corpus) -> list[str]:
-    """Tokens of the vocabulary that no record has, as texts."""
-    used = np.zeros(len(tokenizer), dtype=bool)
-    for _, table in corpus.token_tables():
-        for batch in table.to_batches():
-            used[batch["ids"].flatten().to_numpy()] = True
-    texts = [str(tokenizer.decode([i])) for i in np.flatnonzero(~used).tolist()]
+def _rare(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The later half of the vocabulary, which the tokenizer learned last and texts use least, as texts.
+
+    The data have no say: if they did, one person more or less would change the canaries, and no promise to that person
+    would hold.
+    """
+    ids = range(len(tokenizer) // 2, len(tokenizer))
+    texts = [str(tokenizer.decode([i])) for i in ids]
     return canary.unused_tokens(
         (text for text in texts if text.strip()),
         lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False),
-        set(np.flatnonzero(used).tolist()) | set(tokenizer.all_special_ids),
+        set(tokenizer.all_special_ids),
     )

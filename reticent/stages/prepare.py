@@ -35,7 +35,7 @@ def prepare(run: Run, progress: Progress) -> None:
     scrubbing = Scrubbing(recipe, run.span_cache(), run.scrub_map_path, progress)
     with run.temporary() as folder:
         found = read(recipe, passed=scrubbing, encode=encode, folder=folder, progress=progress)
-    canaries = canaries_of(recipe, material(recipe, tokenizer, found.corpus))
+    canaries = canaries_of(recipe, material(recipe, tokenizer))
     planted = _Planted(canaries, encode)
     learned = found.units.first[(found.split.part == PARTS.index("train")) & (found.corpus.pieces > 0)]
     units = len(np.unique(learned)) + len(set(planted.learned))

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from reticent.data import plant, scrub, store
+from reticent.data import plant, recognise, scrub, store
 from reticent.data.contamination import NGRAM, Benchmark
 from reticent.data.corpus import digest
 from reticent.data.record import Record
@@ -53,6 +53,8 @@ class Scrubbing:
 
     def _scrubbed(self, records: Iterable[Record], asked: Scrub) -> Iterator[Pair]:
         waiting: deque[Record] = deque()  # read, and not scrubbed yet
+        for name in filter(recognise.is_remote, asked.recognisers):
+            self._progress.say(f"scrubbing sends the texts to {name}, as data.scrub.recognisers asks")
         with ExitStack() as stack:
             keep = None
             if asked.map_key is not None:

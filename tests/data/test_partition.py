@@ -12,8 +12,6 @@ from reticent.data.partition import (
     by_key,
     by_owner,
     dirichlet,
-    first_of,
-    groups,
     iid,
     inject,
     only_of,
@@ -197,34 +195,6 @@ def test_sensitive_units_are_shuffled_before_they_are_cut() -> None:
 def test_proportions_of_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="in proportion to bytes"):
         inject(np.array([False, True]), np.array([0, 5]), Partition(np.array([0]), ("a",)), seed=0)
-
-
-def test_groups_join_units_and_owners_through_one_another() -> None:
-    units = ["u1", "u1", "u2", "u3", "u4", "u5"]
-    owners = ["a", "b", "b", "c", "d", "c"]
-    assert groups(units, owners).tolist() == [0, 0, 0, 1, 2, 1]
-    assert groups([], []).tolist() == []
-
-
-def test_groups_are_those_of_joining_one_pair_after_another() -> None:
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        units, owners = rng.integers(0, 12, (2, 15))
-        group = np.arange(15)
-        for i in range(15):
-            for j in range(i):
-                if units[i] == units[j] or owners[i] == owners[j]:
-                    group[group == group[i]] = group[j]
-        found = groups([f"{u}" for u in units], [f"{o}" for o in owners])
-        assert ((found[:, None] == found) == (group[:, None] == group)).all()
-
-
-def test_a_unit_may_have_the_name_of_another_owner() -> None:
-    assert groups(["a", "b"], ["b", "a"]).tolist() == [0, 1]
-
-
-def test_a_group_has_the_label_of_its_first_record() -> None:
-    assert first_of(np.array([0, 1, 0]), ["x", "y", "z"]) == ["x", "y"]
 
 
 def test_a_group_in_two_silos_is_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from reticent.data.corpus import Corpus
 from reticent.data.near import bands
 from reticent.data.record import Record
-from reticent.data.split import PARTS, Units, assign_units, split
+from reticent.data.split import PARTS, Units, assign_units, joined, split
 from reticent.errors import DataError
 
 
@@ -157,3 +157,26 @@ def test_an_empty_part_is_refused(shares: dict[str, float], match: str) -> None:
 def test_a_single_owner_is_refused() -> None:
     with pytest.raises(DataError, match="the 2 records form 1 group"):
         _split(_records(["a", "b"], ["p", "p"]), held_out=0.5)
+
+
+def test_labels_join_through_one_another() -> None:
+    units, owners = np.array([1, 1, 2, 3, 4, 5]), np.array([10, 11, 11, 12, 13, 12])
+    assert joined(units, owners).tolist() == [0, 0, 0, 3, 4, 3]
+
+
+def test_joined_groups_are_those_of_joining_one_pair_after_another() -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        units, owners = rng.integers(0, 12, (2, 15))
+        group = np.arange(15)
+        for i in range(15):
+            for j in range(i):
+                if units[i] == units[j] or owners[i] == owners[j]:
+                    group[group == group[i]] = group[j]
+        found = joined(units, owners)
+        assert ((found[:, None] == found) == (group[:, None] == group)).all()
+        assert found.tolist() == [found.tolist().index(one) for one in found.tolist()]  # named after their first
+
+
+def test_a_label_of_one_kind_may_be_that_of_another() -> None:
+    assert joined(np.array([1, 2]), np.array([2, 1])).tolist() == [0, 1]

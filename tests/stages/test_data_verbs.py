@@ -53,3 +53,11 @@ def test_scrub_score_of_a_wrong_file_or_recogniser_is_refused(place):
     (place.folder / "gold.jsonl").write_text('{"prompt": "a ", "target": "b"}\n')
     place.refused("data", "scrub-score", "gold.jsonl", "--recognisers", "nonsense", match="nonsense")
     place.refused("data", "scrub-score", "nowhere.jsonl", match="nowhere.jsonl")
+
+
+def test_scrub_score_knows_generated_notes(place, monkeypatch):
+    from reticent.stages import scrub_score
+
+    monkeypatch.setattr(scrub_score, "NOTES", 60)
+    told = place.call("data", "scrub-score", "bundled/clinic", "--recognisers", "clinical").stdout
+    assert "60 documents" in told

@@ -229,3 +229,20 @@ def test_recognisers_that_fail_at_every_record_end_the_run_early(place, monkeypa
     told = place.refused("prepare", "my.yaml", *settings, match="scrubbing failed at all of the first 100 records")
     assert "ValueError" in told and len(asked) < 600
     assert not place.run.scrub_map_path.exists()
+
+
+def test_what_new_tokens_are_does_not_follow_from_the_data(place, prepared):
+    asked = {"pairs": 1, "copies": 1, "candidates": {"new-token": 12}, "digits": 2}
+
+    def tokens():
+        run = prepared(canaries=asked, source={**SOURCE, "path": "notes.jsonl"})
+        found = canary.from_json(run.read_canaries())
+        return [one.record.completion for one in found if one.family == "new-token"]
+
+    first = tokens()
+    every = "".join(map(chr, range(33, 127)))
+    _lines(place, *place.records, {"prompt": every, "completion": every, "owner": "one more"})
+    import shutil
+
+    shutil.rmtree(place.run_folder)
+    assert tokens() == first
