@@ -5,7 +5,8 @@
     ├── DataError       the text to train on cannot be read or used
     ├── ModelError      a model cannot be found, loaded or trained exactly
     ├── PrivacyError    a promise could not be kept, so nothing goes on
-    └── RunError        the run folder cannot be written or belongs to another recipe
+    ├── RunError        the run folder cannot be written or belongs to another recipe
+    └── FederationError a message, a site or the link between sites is not what it must be
 
 Each message names the thing, the bound and the value, and says what to do next. The command line shows it without
 a traceback and exits with 1. A broken invariant of our own is an ``assert`` instead. No message may carry the text
@@ -35,3 +36,7 @@ class PrivacyError(ReticentError):
 
 class RunError(ReticentError):
     """The run folder cannot be written, or belongs to another recipe."""
+
+
+class FederationError(ReticentError):
+    """A message, a site or the link between sites is not what it must be."""

@@ -300,6 +300,8 @@ class Train(Section):
     """Decoupled weight decay."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate after the warm-up."""
+    min_learning_rate: float = Field(default=0.0, ge=0)
+    """What linear and cosine fall to; at most learning_rate."""
     warmup: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
     loss: Literal["sum", "mean"] = "sum"
@@ -319,6 +321,14 @@ class Train(Section):
     def _warmup_fits(self) -> Self:
         if self.warmup > self.steps:
             raise ValueError(f"warmup must be <= steps ({self.steps}), got {self.warmup}")
+        return self
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate must be <= learning_rate ({self.learning_rate:g}), got {self.min_learning_rate:g}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -400,6 +410,130 @@ class DPMF(Private):
     batch_size."""
 
 
+class ClientPrivacy(Section):
+    """A promise to each site as a whole, all its text together: DP-FedAvg (McMahan et al. 2018)."""
+
+    kind: Literal["dp-fedavg"] = "dp-fedavg"
+    epsilon: float | None = Field(default=None, gt=0)
+    """The promise; the noise is calibrated to it. Give this or noise_multiplier."""
+    noise_multiplier: float | None = Field(default=None, gt=0)
+    """Noise standard deviation over clip_norm. Give this or epsilon."""
+    delta: float = Field(default=1e-3, gt=0, lt=1)
+    """Must be below 1 / sites."""
+    clip_norm: float = Field(default=0.5, gt=0)
+    """Largest L2 norm of one site's update."""
+    clip_quantile: ClipQuantile | None = None
+    """Let the clip norm follow a quantile of the updates' norms; null keeps it."""
+    noise: Literal["server", "distributed"] = "server"
+    """Who adds the noise: the coordinator, which sees each update; or each site a share of it, under secure_sum."""
+    few_clients: bool = False
+    """Go on with fewer than 10 sites, where the noise drowns what they have to say."""
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> Self:
+        _exactly_one(self, "epsilon", "noise_multiplier")
+        return self
+
+
+class Federation(Section):
+    """Sites train in rounds and send what changed; a coordinator joins it. The text stays where it is."""
+
+    rounds: int = Field(default=5, ge=1)
+    """Rounds; each makes train.steps / rounds steps at each site."""
+    per_round: int | None = Field(default=None, ge=1)
+    """Sites in a round, drawn anew each time (with federation.privacy: the expected number); null: all."""
+    local: Literal["steps", "epoch"] = "steps"
+    """What a site does in a round: train.steps / rounds steps, or as many as draw each of its units once on average."""
+    algorithm: Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam"] = "fedavg"
+    """How sites are kept together and their mean change is applied."""
+    mu: float = Field(default=0.01, ge=0)
+    """fedprox only: pull towards the joint weights."""
+    server_learning_rate: float | None = Field(default=None, gt=0)
+    """fedadagrad, fedyogi, fedadam: of the joint step; null: 1e-3. Others: share of the mean change that is taken;
+    null: 1."""
+    server_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """fedavgm, fedadam, fedyogi, fedadagrad: share of the last joint step that is kept."""
+    server_beta2: float = Field(default=0.99, ge=0, lt=1)
+    """fedadam, fedyogi: decay of the mean squared change."""
+    tau: float = Field(default=1e-3, gt=0)
+    """fedadagrad, fedyogi, fedadam: floor of the joint step's divisor."""
+    weights: Literal["units", "equal"] = "units"
+    """Whether a site counts by its number of units, which then is public."""
+    lora: Literal["freeze-a", "average", "product", "residual", "merged"] = "freeze-a"
+    """How adapters are joined: only B is trained, and the mean is exact; A and B apart, which is not exact; the mean of
+    B A, brought back to the rank; A and B apart, with what that misses kept beside them; or the whole product, as
+    merged models would (dense, large), with a fresh adapter each round."""
+    schedule: Literal["rounds", "steps"] = "rounds"
+    """Whether the learning rate is constant inside a round or moves with every step."""
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Learning rates of single sites by name, instead of train.learning_rate."""
+    only: str | None = None
+    """Train on the records of this site alone, for comparison; null: no."""
+    compress: Literal["none", "lossless", "bf16", "int8", "top-k"] = "none"
+    """How updates travel. int8 and top-k send the next time what they left out."""
+    top_k: float = Field(default=0.01, gt=0, le=1)
+    """top-k only: share of the numbers that is sent."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Shorten longer updates to this norm, without a promise; null: no."""
+    max_norm: float = Field(default=1000.0, gt=0)
+    """An update of a larger norm is left out of its round."""
+    secure_sum: bool = False
+    """The coordinator learns the sum of a round's updates and no single one (Bonawitz et al. 2017)."""
+    threshold: int | None = Field(default=None, ge=2)
+    """secure_sum: fewest sites that a sum may be of; null: two thirds of those asked."""
+    quorum: int | None = Field(default=None, ge=1)
+    """Fewest updates that make a round; null: half of the sites asked."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a round below the quorum is tried before the run stops; it can be resumed."""
+    deadline: float = Field(default=3600.0, gt=0)
+    """Seconds after which a site that has not answered is left out of the round."""
+    privacy: ClientPrivacy | None = None
+    """A promise to each site as a whole; null: none but that of the privacy section, which each site keeps itself."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        exact = self.lora in ("product", "residual", "merged")
+        for wrong, told in (
+            (
+                exact and self.algorithm not in ("fedavg", "fedprox"),
+                f"lora: {self.lora} joins what sites send in its own way and needs algorithm: fedavg or fedprox, got "
+                f"{self.algorithm}",
+            ),
+            (
+                exact and (self.secure_sum or self.privacy or self.clip_norm),
+                f"lora: {self.lora} needs each site's own factors, so no secure_sum, privacy or clip_norm of sums; say "
+                "lora: freeze-a",
+            ),
+            (
+                self.secure_sum and self.compress != "none",
+                f"secure_sum adds whole numbers; compress must be none, got {self.compress}",
+            ),
+            (
+                self.algorithm == "scaffold" and (self.secure_sum or self.privacy is not None),
+                "algorithm: scaffold sends a second vector that neither secure_sum nor privacy covers; choose another",
+            ),
+            (
+                self.privacy is not None and self.weights != "equal",
+                "privacy hides one site among equals; say weights: equal",
+            ),
+            (
+                self.privacy is not None and self.clip_norm is not None,
+                "privacy has its own clip_norm; leave out federation.clip_norm",
+            ),
+            (
+                self.privacy is not None and self.privacy.noise == "distributed" and not self.secure_sum,
+                "privacy.noise: distributed hides nothing unless updates are only seen as a sum; say secure_sum: true",
+            ),
+            (
+                self.quorum is not None and self.per_round is not None and self.quorum > self.per_round,
+                f"quorum must be <= per_round ({self.per_round}), got {self.quorum}",
+            ),
+        ):
+            if wrong:
+                raise ValueError(told)
+        return self
+
+
 class Audit(Section):
     """Attacks on the trained models."""
 
@@ -431,8 +565,41 @@ class Recipe(Section):
     model: Model = Model()
     train: Train = Train()
     privacy: Annotated[NonPrivate | DPSGD | DPMF, Field(discriminator="kind")]
+    federation: Federation | None = None
+    """Train across sites: those that data.silos deals, or real ones (see: reticent federate -h); null: no."""
     audit: Audit = Audit()
     evaluate: Evaluate = Evaluate()
+
+    @property
+    def promises(self) -> bool:
+        """Whether the trained model comes with a promise, to units or to whole sites."""
+        whole_sites = self.federation is not None and self.federation.privacy is not None
+        return whole_sites or isinstance(self.privacy, Private)
+
+    @model_validator(mode="after")
+    def _federation_fits(self) -> Self:
+        asked = self.federation
+        if asked is None or asked.only is not None:
+            return self
+        if asked.local == "steps" and self.train.steps % asked.rounds:
+            raise ValueError(
+                f"train.steps must be a multiple of federation.rounds ({asked.rounds}), got {self.train.steps}; each "
+                "round makes train.steps / rounds steps at each site"
+            )
+        if self.train.shard:
+            raise ValueError("train.shard spreads one training over processes; with federation say shard: false")
+        if asked.lora in ("residual", "merged") and self.model.dtype != "float32" and self._has_lora:
+            raise ValueError(
+                f"federation.lora: {asked.lora} adds to the base model's weights, which must not be rounded; say "
+                f"model.dtype: float32, got {self.model.dtype}"
+            )
+        if self.model.quantize is not None:
+            raise ValueError("federation needs the same base at every site; say model.quantize: null")
+        return self
+
+    @property
+    def _has_lora(self) -> bool:
+        return isinstance(self.model.adapter, Lora)
 
     @model_validator(mode="after")
     def _quantized_is_whole(self) -> Self:

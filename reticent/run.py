@@ -263,10 +263,15 @@ class Run:
             found += zip(store.to_records(table), table["unit"].to_pylist(), strict=True)
         return found
 
-    def read_tokens(self) -> Iterator[tuple[str, Tokens]]:
-        """The training records as tokens, each with its unit of privacy."""
+    def read_tokens(self) -> Iterator[tuple[str, int | None, Tokens]]:
+        """The training records as tokens, each with its unit of privacy and the number of its silo, if it has one."""
         for table in self._tables("tokens"):
-            yield from zip(table["unit"].to_pylist(), store.to_tokens(table), strict=True)
+            units, clients = table["unit"].to_pylist(), table["client"].to_pylist()
+            yield from zip(units, clients, store.to_tokens(table), strict=True)
+
+    def silos(self) -> list[str]:
+        """The names of the silos that the records were dealt to, in order of their numbers."""
+        return list(self.read_manifest().get("silos", {}).get("silos", {}))
 
     def _tables(self, part: Part) -> Iterator["pa.Table"]:
         folder = self.folder / "data" / part

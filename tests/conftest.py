@@ -185,6 +185,7 @@ def tiny() -> Helpers:
 
 
 SETTINGS: dict[str, Any] = {
+    "min_learning_rate": 0.0,
     "learning_rate": 0.01,
     "optimizer": "adamw",
     "momentum": 0.0,

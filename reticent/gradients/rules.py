@@ -144,11 +144,15 @@ def _lora_rule(layer: nn.Module, names: Mapping[torch.Tensor, str]) -> Rule | No
         not (layer.merged or layer.disable_adapters or layer.lora_variant or layer.fan_in_fan_out)
         and type(layer.base_layer) is nn.Linear
         and not any(p.requires_grad for p in layer.base_layer.parameters())
-        and {a.weight, b.weight} <= names.keys()
+        and b.weight in names
+        and (a.weight in names or not a.weight.requires_grad)
         and isinstance(layer.lora_dropout[key], nn.Identity)
         and b.bias is None
     )
-    return Rule(layer, _lora, {"a": names[a.weight], "b": names[b.weight]}) if plain else None
+    if not plain:
+        return None
+    frozen = a.weight not in names
+    return Rule(layer, _lora, {"b": names[b.weight]} if frozen else {"a": names[a.weight], "b": names[b.weight]})
 
 
 # -------------------------------------------------------------------------------------------------------- forwards
@@ -175,7 +179,7 @@ def _conv1d(layer: Conv1D, names: dict[str, str], step: Step, x: torch.Tensor) -
 def _lora(layer: LoraLinear, names: dict[str, str], step: Step, x: torch.Tensor) -> torch.Tensor:
     key = layer.active_adapters[0]
     base, a, b = layer.base_layer, layer.lora_A[key].weight, layer.lora_B[key].weight
-    return _apply(_Lora, x, base.weight, base.bias, a, b, layer.scaling[key], (names["a"], names["b"]), step.tally)
+    return _apply(_Lora, x, base.weight, base.bias, a, b, layer.scaling[key], (names.get("a"), names["b"]), step.tally)
 
 
 def _embedding(layer: nn.Embedding, names: dict[str, str], step: Step, ids: torch.Tensor) -> torch.Tensor:
@@ -265,7 +269,7 @@ class _Lora(torch.autograd.Function):
     """y = x W^T + s (x A^T) B^T in the precision of x, with W frozen.
 
     With u = x A^T and du = s dy B: dx = dy W + du A, g_A = du^T x, g_B = s dy^T u. The tally gets the last two by unit;
-    without one they are ordinary gradients.
+    without one they are ordinary gradients. ``names``: of A, None where it is frozen, and of B.
     """
 
     @staticmethod
@@ -277,7 +281,7 @@ class _Lora(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        names: tuple[str, str],
+        names: tuple[str | None, str],
         tally: Tally | None,
     ) -> torch.Tensor:
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
@@ -296,10 +300,12 @@ class _Lora(torch.autograd.Function):
         du = (rows @ b).mul_(scale)
         dx = (rows @ weight).addmm_(du, a).view_as(x) if ctx.needs_input_grad[0] else None
         if tally is None:
-            g_a, g_b = (du.t() @ columns).float(), (rows.t() @ u).float().mul_(scale)
+            g_a = None if names[0] is None else (du.t() @ columns).float()
+            g_b = (rows.t() @ u).float().mul_(scale)
             return dx, None, None, g_a, g_b, None, None, None
         ends = tally.ends(len(rows))
-        tally.formed(names[0], grouped(du, columns, ends))
+        if names[0] is not None:
+            tally.formed(names[0], grouped(du, columns, ends))
         tally.formed(names[1], grouped(rows, u, ends).mul_(scale))
         return dx, None, None, None, None, None, None, None
 

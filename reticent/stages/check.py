@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from reticent.asked import plan_for, prepared, trained_models
 from reticent.data import canary
 from reticent.data.split import PARTS
 from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, PrivatePlan
 from reticent.recipe import Recipe
 from reticent.stages.canaries import canaries_of, stand_in
-from reticent.stages.inputs import plan_for, trained_models
 from reticent.stages.reading import read
-from reticent.stages.train import prepared
 
 
 def check(recipe: Recipe) -> list[tuple[str, str]]:

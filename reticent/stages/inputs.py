@@ -1,16 +1,13 @@
-"""What several stages need of a run: its records as tokens, its plan, its models."""
+"""What several stages need of a run: its records as tokens, its models."""
 
 import random
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from reticent.asked import trained_models
 from reticent.data.encode import Encoder, encode
 from reticent.data.record import Record
-from reticent.privacy.clipping import Quantile
-from reticent.privacy.plan import Plan, banded_plan, dpsgd_plan, nonprivate_plan
-from reticent.recipe import DPMF, DPSGD, NonPrivate, Private, Recipe, Train
-from reticent.run import ModelName, Run
+from reticent.recipe import Recipe
+from reticent.run import Run
 from reticent.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -21,45 +18,9 @@ if TYPE_CHECKING:
 AnyModel = Literal["base", "twin", "private"]
 
 
-def trained_models(recipe: Recipe) -> list[ModelName]:
-    """The models that the recipe trains, in order."""
-    if not isinstance(recipe.privacy, Private):
-        return ["twin"]
-    return ["twin", "private"] if recipe.audit.twin else ["private"]
-
-
 def all_models(recipe: Recipe) -> list[AnyModel]:
     """The base model and the trained ones: what is audited and evaluated."""
     return ["base", *trained_models(recipe)]
-
-
-def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
-    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise."""
-    return _plan(recipe.privacy, recipe.train, name, units)
-
-
-@cache  # because calibrating the noise takes seconds
-def _plan(privacy: NonPrivate | DPSGD | DPMF, train: Train, name: ModelName, units: int) -> Plan:
-    asked: dict[str, Any] = {
-        "unit": privacy.unit,
-        "units": units,
-        "batch_size": train.batch_size,
-        "steps": train.steps,
-    }
-    if name == "twin":
-        return nonprivate_plan(**asked)
-    assert isinstance(privacy, Private)
-    asked |= privacy.model_dump(include={"delta", "clip_norm", "clip_style", "epsilon", "noise_multiplier"})
-    if isinstance(privacy, DPMF):
-        return banded_plan(**asked, bands=privacy.bands)
-    assert isinstance(privacy, DPSGD)
-    follow = privacy.clip_quantile
-    return dpsgd_plan(**asked, quantile=None if follow is None else Quantile(**follow.model_dump()))
-
-
-def public_name(base: str) -> str:
-    """The base model as others may know it: of a local folder only its name."""
-    return Path(base).name if Path(base).is_absolute() else base
 
 
 def encoder(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Encoder:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reticent.asked import plan_for, trained_models
 from reticent.data import canary, store
 from reticent.data.corpus import uniform
 from reticent.data.encode import Encoder
@@ -16,7 +17,7 @@ from reticent.progress import Progress, Task
 from reticent.recipe import Recipe
 from reticent.run import Run
 from reticent.stages.canaries import canaries_of, material
-from reticent.stages.inputs import encoder, plan_for, trained_models
+from reticent.stages.inputs import encoder
 from reticent.stages.reading import Read, read
 from reticent.stages.scrubbing import Scrubbing
 from reticent.stages.silos import Dealt, deal

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from reticent import recipe as recipes
+from reticent.asked import public_name, trained_models
 from reticent.progress import Progress
 from reticent.recipe import Recipe, Source
 from reticent.run import Run
-from reticent.stages.inputs import public_name, trained_models
 
 if TYPE_CHECKING:
     from reticent.reports.report import Report

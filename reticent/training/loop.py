@@ -17,10 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from reticent.errors import PrivacyError
-from reticent.gradients.engines import Engine, OneByOne, Sums, engine_for, trained, why_not_packed
+from reticent.gradients.engines import OneByOne, Sums, engine_for, trained, why_not_packed
 from reticent.gradients.rows import Loss, Unit
 from reticent.privacy.ledger import Ledger
-from reticent.privacy.noise import Mechanism, mechanism_for
+from reticent.privacy.noise import mechanism_for
 from reticent.privacy.plan import BandedPlan, DPSGDPlan, NonPrivatePlan, Plan
 from reticent.privacy.sampling import CyclicPoissonSampler, PoissonSampler, Sampler, SeededPoissonSampler
 from reticent.progress import SILENT, Progress
@@ -32,6 +32,7 @@ class Settings(NamedTuple):
     """How the weights move; the recipe's ``train`` section as plain values."""
 
     learning_rate: float
+    min_learning_rate: float
     optimizer: optimizers.Name
     momentum: float
     beta1: float
@@ -90,25 +91,12 @@ def train(
     """
     if team.first != (files is not None):
         raise PrivacyError("the first process, and no other, needs files: without them there is no ledger")
-    if len(units) != plan.units:
-        raise PrivacyError(f"the plan is for {plan.units} units, got {len(units)}")
     state = team.tell(lambda: checkpoint.load(files.checkpoint) if files is not None else None)
-    mechanism = None
-    if not isinstance(plan, NonPrivatePlan):
-        mechanism = mechanism_for(plan, None if state is None else state.clip_norm)
-    engine = engine_for(
-        model,
-        clipping=None if mechanism is None else mechanism.clipping,
-        loss=settings.loss,
-        micro_batch_tokens=settings.micro_batch_tokens,
-    )
-    if isinstance(engine, OneByOne):
-        progress.say(f"one unit at a time: {why_not_packed(model) or 'packed rows are not exact for this model'}")
-    team.spread(model, shard=settings.shard)
-    ledger = None if files is None else _ledger(files.ledger, plan)
-    optimizer = _optimizer(model, settings, private=mechanism is not None)
+    ledger = None if files is None else open_ledger(files.ledger, plan)
+    clip_norm = None if state is None else state.clip_norm
+    trainer = Trainer(model, units, plan, settings, ledger, clip_norm=clip_norm, progress=progress, team=team)
     if state is not None:
-        _restore(model, optimizer, state, team)
+        _restore(model, trainer.optimizer, state, team)
     # Steps already released but lost with their weights count as done: the budget is not there twice.
     reached = 0 if state is None else state.step
     done = team.tell(lambda: max(reached, 0 if ledger is None else len(ledger)))
@@ -116,44 +104,135 @@ def train(
         progress.say(f"{done - reached} steps after the last checkpoint are lost; their releases stay counted")
     before = 0.0 if state is None else state.seconds
     records = 0
-    started = time.monotonic()
-    model.train()
     with (
         _log(None if files is None else files.log, keep=done) as log,
         progress.task(f"training ({_kind(plan)})", total=plan.steps) as task,
     ):
         task.advance(done)
-        for step, update in _updates(engine, units, plan, settings, mechanism, ledger, team, start=done):
-            _prepare(optimizer, rate(settings, step, plan.steps), (update.noise_std / plan.batch_size) ** 2)
-            before_first = _copy(model) if step == done + 1 and mechanism is not None else None
-            _apply(model, optimizer, update.gradient, plan.batch_size)
-            if before_first is not None:
-                _check_moved(model, before_first)
-            seconds = time.monotonic() - started
-            line = Step(
-                step,
-                update.loss,
-                update.records,
-                update.dropped,
-                update.clip_norm,
-                update.epsilon,
-                before + seconds,
-            )
+        for line in trainer.steps(done, plan.steps, lambda step: rate(settings, step, plan.steps)):
+            records += line.records
+            task.advance(1, note=_note(line, records / line.seconds))
+            line = line._replace(seconds=before + line.seconds)
             log(line)
-            records += update.records
-            task.advance(1, note=_note(line, records / seconds))
-            if step % settings.checkpoint_every == 0 or step == plan.steps:
+            if line.step % settings.checkpoint_every == 0 or line.step == plan.steps:
                 state = checkpoint.State(
-                    step=step,
+                    step=line.step,
                     weights=team.whole(weights(model)),
-                    optimizer=team.whole(optimizer.state_dict()),
+                    optimizer=team.whole(trainer.optimizer.state_dict()),
                     seconds=line.seconds,
-                    clip_norm=None if mechanism is None else mechanism.clip_norm,
+                    clip_norm=trainer.clip_norm,
                 )
                 if files is not None:
                     checkpoint.save(files.checkpoint, state)
-    model.eval()
     return ledger
+
+
+Correct = Callable[[Sums, Sums], None]
+"""Changes the mean gradient of a step in place, after noise; it is given the gradient and the weights, by name."""
+
+
+class Trainer:
+    """The steps of one training of ``model``, in place: `train` makes all of them, a federation some at a time.
+
+    Without a ``ledger`` only a plan without noise is trained, and followers of a team.
+
+    Raises:
+        PrivacyError: the plan does not fit the units or the model.
+        ModelError: no engine can clip this model exactly.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        units: Sequence[Unit],
+        plan: Plan,
+        settings: Settings,
+        ledger: Ledger | None,
+        *,
+        clip_norm: float | None = None,
+        progress: Progress = SILENT,
+        team: Team = ALONE,
+    ) -> None:
+        if len(units) != plan.units:
+            raise PrivacyError(f"the plan is for {plan.units} units, got {len(units)}")
+        self._model, self._units, self._plan, self._settings = model, units, plan, settings
+        self._ledger, self._team = ledger, team
+        self._mechanism = None if isinstance(plan, NonPrivatePlan) else mechanism_for(plan, clip_norm)
+        if self._mechanism is not None and ledger is None and team.first:
+            raise PrivacyError("a private plan needs a ledger; without one nothing would be accounted for")
+        self._engine = engine_for(
+            model,
+            clipping=None if self._mechanism is None else self._mechanism.clipping,
+            loss=settings.loss,
+            micro_batch_tokens=settings.micro_batch_tokens,
+        )
+        if isinstance(self._engine, OneByOne):
+            progress.say(f"one unit at a time: {why_not_packed(model) or 'packed rows are not exact for this model'}")
+        self._sampler = _sampler(plan, units, settings.seed)
+        team.spread(model, shard=settings.shard)
+        self.optimizer = self._fresh()
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Of the step that comes; None without clipping."""
+        return None if self._mechanism is None else self._mechanism.clip_norm
+
+    def restart(self) -> None:
+        """Begins with a new optimiser, as each round of a federation does."""
+        self.optimizer = self._fresh()
+
+    def _fresh(self) -> torch.optim.Optimizer:
+        return _optimizer(self._model, self._settings, private=self._mechanism is not None)
+
+    def steps(
+        self, start: int, stop: int, rate: Callable[[int], float], correct: Correct | None = None
+    ) -> Iterator[Step]:
+        """Makes the steps after ``start`` up to ``stop``, 1-based; ``seconds`` count from here.
+
+        ``rate``: the learning rate of a step.
+        """
+        model, plan, started = self._model, self._plan, time.monotonic()
+        model.train()
+        try:
+            for step, update in self._updates(start, stop):
+                _prepare(self.optimizer, rate(step), (update.noise_std / plan.batch_size) ** 2)
+                private = self._mechanism is not None
+                before_first = _copy(model) if step == start + 1 and private else None
+                _apply(model, self.optimizer, update.gradient, plan.batch_size, correct)
+                if before_first is not None:
+                    _check_moved(model, before_first)
+                seconds = time.monotonic() - started
+                yield Step(step, update.loss, update.records, update.dropped, update.clip_norm, update.epsilon, seconds)
+        finally:
+            model.eval()
+
+    def _updates(self, start: int, stop: int) -> Iterator[tuple[int, "_Update"]]:
+        """The sum of gradients of each step, noised and in the ledger if the plan is private.
+
+        Noise is there before the processes' sums are added up, which waits for the first one, and it for the ledger.
+        """
+        engine, plan, team, mechanism, ledger = self._engine, self._plan, self._team, self._mechanism, self._ledger
+        epsilon = None
+        for step in range(start + 1, stop + 1):
+            drawn = [self._units[i] for i in team.tell(lambda step=step: self._sampler.draw(step))]  # type: ignore[misc]  # mypy infers no lambda with a default
+            found = team.unit_sum(engine, team.share(drawn))
+            per = found.records if self._settings.loss == "mean" else _predicted(drawn)
+            loss = found.loss / per if per else None
+            if mechanism is None:
+                yield step, _Update(team.sum(found.gradient), 0.0, loss, found.records, 0, None, None)
+                continue
+            clip_norm = mechanism.clip_norm
+            std = mechanism.add_noise(team.own(found.gradient))
+            if ledger is not None:
+                ledger.record(mechanism.entry)
+            gradient = team.sum(found.gradient)
+            mechanism.follow(below=found.below, drawn=len(drawn))
+            mechanism.clip_norm = team.tell(lambda: mechanism.clip_norm)
+            if mechanism.clip_norm != clip_norm:
+                engine.clipping = mechanism.clipping  # type: ignore[attr-defined]  # engines that clip have it
+            if ledger is not None and (step % max(1, plan.steps // 20) == 0 or step == stop or epsilon is None):
+                epsilon = ledger.epsilon()
+            yield step, _Update(gradient, std, loss, found.records, found.dropped, clip_norm, epsilon)
 
 
 class _Update(NamedTuple):
@@ -166,45 +245,6 @@ class _Update(NamedTuple):
     dropped: int
     clip_norm: float | None
     epsilon: float | None
-
-
-def _updates(
-    engine: Engine,
-    units: Sequence[Unit],
-    plan: Plan,
-    settings: Settings,
-    mechanism: Mechanism | None,
-    ledger: Ledger | None,
-    team: Team,
-    *,
-    start: int,
-) -> Iterator[tuple[int, _Update]]:
-    """The sum of gradients of each step, noised and in the ledger if the plan is private.
-
-    Noise is there before the processes' sums are added up, which waits for the first one, and it for the ledger.
-    """
-    sampler = _sampler(plan, units, settings.seed)
-    epsilon = None
-    for step in range(start + 1, plan.steps + 1):
-        drawn = [units[i] for i in team.tell(lambda step=step: sampler.draw(step))]  # type: ignore[misc]  # mypy infers no lambda with a default
-        found = team.unit_sum(engine, team.share(drawn))
-        per = found.records if settings.loss == "mean" else _predicted(drawn)
-        loss = found.loss / per if per else None
-        if mechanism is None:
-            yield step, _Update(team.sum(found.gradient), 0.0, loss, found.records, 0, None, None)
-            continue
-        clip_norm = mechanism.clip_norm
-        std = mechanism.add_noise(team.own(found.gradient))
-        if ledger is not None:
-            ledger.record(mechanism.entry)
-        gradient = team.sum(found.gradient)
-        mechanism.follow(below=found.below, drawn=len(drawn))
-        mechanism.clip_norm = team.tell(lambda: mechanism.clip_norm)
-        if mechanism.clip_norm != clip_norm:
-            engine.clipping = mechanism.clipping  # type: ignore[attr-defined]  # engines that clip have it
-        if ledger is not None and (step % max(1, plan.steps // 20) == 0 or step == plan.steps or epsilon is None):
-            epsilon = ledger.epsilon()
-        yield step, _Update(gradient, std, loss, found.records, found.dropped, clip_norm, epsilon)
 
 
 def _sampler(plan: Plan, units: Sequence[Unit], seed: int) -> Sampler:
@@ -236,10 +276,20 @@ def _prepare(optimizer: torch.optim.Optimizer, learning_rate: float, noise_varia
         group["lr"], group["noise_variance"] = learning_rate, noise_variance
 
 
-def _apply(model: PreTrainedModel, optimizer: torch.optim.Optimizer, gradient: Sums, divisor: int) -> None:
+def _apply(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    gradient: Sums,
+    divisor: int,
+    correct: Correct | None = None,
+) -> None:
     """One optimiser step on ``gradient / divisor``, which is used up; the divisor is public, never the batch's size."""
+    for value in gradient.values():
+        value.div_(divisor)
+    if correct is not None:
+        correct(gradient, weights(model))
     for name, parameter in trained(model).items():
-        parameter.grad = gradient.pop(name).div_(divisor).to(parameter.dtype)
+        parameter.grad = gradient.pop(name).to(parameter.dtype)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -263,7 +313,12 @@ def _check_moved(model: PreTrainedModel, before: Sums) -> None:
             )
 
 
-def _ledger(path: Path, plan: Plan) -> Ledger | None:
+def open_ledger(path: Path, plan: Plan) -> Ledger | None:
+    """The ledger at ``path``, begun if there is none; None for a plan without a promise.
+
+    Raises:
+        PrivacyError: it was begun with another plan.
+    """
     if isinstance(plan, NonPrivatePlan):
         return None
     if not path.exists():
@@ -290,12 +345,12 @@ def _optimizer(model: PreTrainedModel, settings: Settings, *, private: bool) -> 
 
 
 def rate(settings: Settings, step: int, steps: int) -> float:
-    """The learning rate of ``step`` (1-based): linear warm-up, then the schedule down to 0 after the last step."""
+    """The learning rate of ``step`` (1-based): linear warm-up, then the schedule, which ends after the last step."""
     if step <= settings.warmup:
         return settings.learning_rate * step / settings.warmup
     left = 1 - (step - 1 - settings.warmup) / (steps - settings.warmup)
     factor = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[settings.schedule]
-    return settings.learning_rate * factor
+    return settings.min_learning_rate + (settings.learning_rate - settings.min_learning_rate) * factor
 
 
 def _restore(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: checkpoint.State, team: Team) -> None:

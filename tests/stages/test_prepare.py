@@ -36,13 +36,13 @@ def _lines(place, *rows):
 def test_tokens_are_those_of_the_training_records(prepared):
     run = prepared(calibration=0.3)
     records, tokens = run.read_records("train"), list(run.read_tokens())
-    assert [unit for _, unit in records] == [unit for unit, _ in tokens]
-    for (record, _), (_, one) in zip(records, tokens, strict=True):
+    assert [unit for _, unit in records] == [unit for unit, _, _ in tokens]
+    for (record, _), (_, _, one) in zip(records, tokens, strict=True):
         learned = len(record.completion.encode()) + 1  # a token a byte, and the end of text
         assert int(one.trained.sum()) == learned
         assert len(one) == learned + len(record.prompt.encode()) + 1
     manifest = run.read_manifest()
-    assert manifest["tokens"] == sum(len(one) for _, one in tokens)
+    assert manifest["tokens"] == sum(len(one) for _, _, one in tokens)
     assert manifest["records"]["calibration"] == len(run.read_records("calibration")) > 0
 
 
@@ -159,7 +159,7 @@ def test_copies_stay_in_their_unit_and_part(prepared):
     assert abs(sum(one == 5 for one in times.values()) - 0.3 * len(times)) < 4 * (0.21 * len(times)) ** 0.5
     assert len({(record.completion, unit) for record, unit in rows}) == len(times)
     assert not set(times) & set(_texts(run, "held_out"))
-    tokens = Counter(unit for unit, _ in run.read_tokens())
+    tokens = Counter(unit for unit, _, _ in run.read_tokens())
     assert tokens == Counter(unit for _, unit in run.read_records("train"))
 
 

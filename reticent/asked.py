@@ -1,0 +1,186 @@
+"""What a recipe asks for, as the libraries take it: plans, settings, the model to train, the units to train on."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reticent.errors import DataError, PrivacyError
+from reticent.privacy.clipping import Quantile
+from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, banded_plan, dpsgd_plan, nonprivate_plan
+from reticent.progress import Progress
+from reticent.recipe import DPMF, DPSGD, Federation, Lora, NonPrivate, Recipe, Train
+from reticent.run import ModelName, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from transformers import PreTrainedModel
+
+    from reticent.gradients.rows import Unit
+    from reticent.models.load import Loaded
+    from reticent.training.loop import Settings
+
+
+def trained_models(recipe: Recipe) -> list[ModelName]:
+    """The models that the recipe trains, in order."""
+    if not recipe.promises:
+        return ["twin"]
+    return ["twin", "private"] if recipe.audit.twin else ["private"]
+
+
+def federated(recipe: Recipe) -> Federation | None:
+    """How the recipe trains over sites; None: in one place."""
+    asked = recipe.federation
+    return None if asked is None or asked.only is not None else asked
+
+
+def plan_for(recipe: Recipe, name: ModelName, units: int) -> Plan:
+    """The plan of one model over ``units`` units; the twin's draws the same kind of batches without a promise.
+
+    In a federation it is that of one site of so many units, over all rounds.
+    """
+    asked = federated(recipe)
+    steps = recipe.train.steps if asked is None else asked.rounds * local_steps(recipe, units)
+    return _plan(recipe.privacy, recipe.train, name, units, steps)
+
+
+def local_steps(recipe: Recipe, units: int) -> int:
+    """Steps of one round at a site of ``units`` units."""
+    asked = federated(recipe)
+    assert asked is not None
+    if asked.local == "epoch":
+        return max(1, round(units / recipe.train.batch_size))
+    return recipe.train.steps // asked.rounds
+
+
+def site_plans(recipe: Recipe, name: ModelName, sizes: Mapping[str, int]) -> dict[str, Plan]:
+    """The plan of each site, by name; ``sizes``: their units.
+
+    Raises:
+        PrivacyError: a site cannot keep its promise; it is named.
+    """
+    plans = {}
+    for site, units in sizes.items():
+        try:
+            plans[site] = plan_for(recipe, name, units)
+        except PrivacyError as error:
+            raise PrivacyError(f"site {site}: {error}") from None
+    return plans
+
+
+@cache  # because calibrating the noise takes seconds
+def _plan(privacy: NonPrivate | DPSGD | DPMF, train: Train, name: ModelName, units: int, steps: int) -> Plan:
+    asked: dict[str, Any] = {
+        "unit": privacy.unit,
+        "units": units,
+        "batch_size": train.batch_size,
+        "steps": steps,
+    }
+    if name == "twin" or isinstance(privacy, NonPrivate):
+        return nonprivate_plan(**asked)
+    asked |= privacy.model_dump(include={"delta", "clip_norm", "clip_style", "epsilon", "noise_multiplier"})
+    if isinstance(privacy, DPMF):
+        return banded_plan(**asked, bands=privacy.bands)
+    follow = privacy.clip_quantile
+    return dpsgd_plan(**asked, quantile=None if follow is None else Quantile(**follow.model_dump()))
+
+
+def public_name(base: str) -> str:
+    """The base model as others may know it: of a local folder only its name."""
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def base_model(recipe: Recipe, device: "torch.device | None" = None) -> "Loaded":
+    """The model to train, on ``device`` or the best there is."""
+    from reticent.models.load import load
+
+    asked = recipe.model
+    return load(asked.base, dtype=asked.dtype, quantize=asked.quantize, device=device)
+
+
+def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
+    """``model`` with what the recipe trains."""
+    from reticent.models import adapter
+
+    if recipe.train.gradient_checkpointing:
+        adapter.recompute_layers(model)
+    asked = recipe.model.adapter
+    if not isinstance(asked, Lora):
+        return adapter.train_everything(model)
+    return adapter.add_lora(
+        model,
+        rank=asked.rank,
+        alpha=asked.alpha,
+        dropout=asked.dropout,
+        targets=asked.targets,
+        seed=recipe.train.seed,
+    )
+
+
+def settings(recipe: Recipe, micro_batch_tokens: int) -> "Settings":
+    """The recipe's train section as the loop takes it."""
+    from reticent.training.loop import Settings
+
+    values = {**recipe.train.model_dump(), "micro_batch_tokens": micro_batch_tokens}
+    return Settings(**{field: values[field] for field in Settings._fields})
+
+
+def micro_batch_tokens(
+    recipe: Recipe, plan: Plan, units: "Sequence[Unit]", model: Any, progress: Progress, processes: int = 1
+) -> int:
+    """The recipe's, or the most that fit on the first process's device; the others' is taken to be like it."""
+    from reticent.training.fit import fitting
+
+    asked = recipe.train.micro_batch_tokens
+    if asked != "auto":
+        return asked
+    # Bytes a trained number: two moments of the optimiser, the noisy sum, the weights before the first step, the past
+    # noise of dp-mf.
+    kept = 16 + 4 * (plan.bands if isinstance(plan, BandedPlan) else 0)
+    found = fitting(
+        model,
+        units,
+        batch_size=plan.batch_size,
+        clipping=None if isinstance(plan, NonPrivatePlan) else plan.clipping,
+        loss=recipe.train.loss,
+        kept=kept,
+        processes=processes,
+    )
+    progress.say(f"micro-batches of {found} tokens, as many as fit (train.micro_batch_tokens: auto)")
+    return found
+
+
+def units_of(run: Run) -> "list[Unit]":
+    """The training records by unit of privacy, as tokens; of one site alone if the recipe says so."""
+    asked = run.recipe.federation
+    if asked is None or asked.only is None:
+        return _units([(unit, tokens) for unit, _, tokens in run.read_tokens()])
+    by_site = units_by_site(run)
+    if asked.only not in by_site:
+        raise DataError(f"federation.only must be one of the sites {', '.join(by_site)}, got {asked.only}")
+    return by_site[asked.only]
+
+
+def units_by_site(run: Run) -> "dict[str, list[Unit]]":
+    """The training records of each silo, by its name, by unit of privacy, as tokens.
+
+    Raises:
+        DataError: the recipe deals the records to no silos.
+    """
+    rows: dict[int, list[tuple[str, Any]]] = {}
+    for unit, client, tokens in run.read_tokens():
+        if client is None:
+            raise DataError("federation needs records that are dealt to sites; say data.silos: {clients: 3}")
+        rows.setdefault(client, []).append((unit, tokens))
+    return {name: _units(rows[number]) for number, name in enumerate(run.silos()) if number in rows}
+
+
+def _units(rows: "list[tuple[str, Any]]") -> "list[Unit]":
+    from reticent.gradients.rows import Unit
+
+    members: dict[str, list[Any]] = {}
+    for unit, tokens in rows:
+        members.setdefault(unit, []).append(tokens)
+    return [Unit(unit, tuple(tokens)) for unit, tokens in members.items()]
