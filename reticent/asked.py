@@ -1,5 +1,6 @@
 """What a recipe asks for, as the libraries take it: plans, settings, the model to train, the units to train on."""
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -7,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from reticent.errors import DataError, PrivacyError
 from reticent.privacy.clipping import Quantile
-from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, banded_plan, dpsgd_plan, nonprivate_plan
+from reticent.privacy.plan import (
+    BandedPlan,
+    DPFedAvgPlan,
+    NonPrivatePlan,
+    Plan,
+    banded_plan,
+    dpfedavg_plan,
+    dpsgd_plan,
+    nonprivate_plan,
+)
 from reticent.progress import Progress
 from reticent.recipe import DPMF, DPSGD, Federation, Lora, NonPrivate, Recipe, Train
 from reticent.run import ModelName, Run
@@ -68,6 +78,43 @@ def site_plans(recipe: Recipe, name: ModelName, sizes: Mapping[str, int]) -> dic
         except PrivacyError as error:
             raise PrivacyError(f"site {site}: {error}") from None
     return plans
+
+
+def client_plan(recipe: Recipe, name: ModelName, sites: int) -> DPFedAvgPlan | None:
+    """The plan of a promise to each of ``sites`` whole sites; None without one."""
+    asked = federated(recipe)
+    if asked is None or asked.privacy is None or name == "twin":
+        return None
+    follow = asked.privacy.clip_quantile
+    per_round = min(asked.per_round or sites, sites)
+    return dpfedavg_plan(
+        sites=sites,
+        per_round=per_round,
+        rounds=asked.rounds,
+        quantile=None if follow is None else Quantile(**follow.model_dump()),
+        threshold=threshold(asked, per_round) if asked.privacy.noise == "distributed" else None,
+        **asked.privacy.model_dump(
+            include={"delta", "clip_norm", "epsilon", "noise_multiplier", "noise", "few_clients"}
+        ),
+    )
+
+
+def threshold(asked: Federation, drawn: int) -> int:
+    """Fewest sites that a secure sum of ``drawn`` may be of."""
+    return asked.threshold or max(drawn // 2 + 1, math.ceil(2 * drawn / 3))
+
+
+def strategy_settings(asked: Federation) -> dict[str, float]:
+    """What the algorithm is told."""
+    match asked.algorithm:
+        case "fedprox":
+            return {"mu": asked.mu}
+        case "fedavgm":
+            return {"eta": asked.server_learning_rate or 1.0, "beta1": asked.server_beta1}
+        case "fedadagrad" | "fedyogi" | "fedadam":
+            told = {"eta": asked.server_learning_rate or 1e-3, "tau": asked.tau, "beta1": asked.server_beta1}
+            return told if asked.algorithm == "fedadagrad" else {**told, "beta2": asked.server_beta2}
+    return {}
 
 
 @cache  # because calibrating the noise takes seconds

@@ -449,8 +449,7 @@ class Federation(Section):
     mu: float = Field(default=0.01, ge=0)
     """fedprox only: pull towards the joint weights."""
     server_learning_rate: float | None = Field(default=None, gt=0)
-    """fedadagrad, fedyogi, fedadam: of the joint step; null: 1e-3. Others: share of the mean change that is taken;
-    null: 1."""
+    """Of the joint step, for fedavgm (null: 1), fedadagrad, fedyogi and fedadam (null: 1e-3)."""
     server_beta1: float = Field(default=0.9, ge=0, lt=1)
     """fedavgm, fedadam, fedyogi, fedadagrad: share of the last joint step that is kept."""
     server_beta2: float = Field(default=0.99, ge=0, lt=1)
@@ -482,7 +481,7 @@ class Federation(Section):
     threshold: int | None = Field(default=None, ge=2)
     """secure_sum: fewest sites that a sum may be of; null: two thirds of those asked."""
     quorum: int | None = Field(default=None, ge=1)
-    """Fewest updates that make a round; null: half of the sites asked."""
+    """Fewest updates that make a round; null: half of the sites asked, with federation.privacy any number."""
     attempts: int = Field(default=3, ge=1)
     """How often a round below the quorum is tried before the run stops; it can be resumed."""
     deadline: float = Field(default=3600.0, gt=0)
@@ -523,6 +522,14 @@ class Federation(Section):
             (
                 self.privacy is not None and self.privacy.noise == "distributed" and not self.secure_sum,
                 "privacy.noise: distributed hides nothing unless updates are only seen as a sum; say secure_sum: true",
+            ),
+            (
+                self.privacy is not None and self.secure_sum and self.per_round is not None,
+                "secure_sum shows who takes part, so sites cannot be drawn in secret; leave out per_round",
+            ),
+            (
+                self.privacy is not None and self.quorum is not None,
+                "with privacy a round goes on however few answer (distributed noise has a threshold); leave out quorum",
             ),
             (
                 self.quorum is not None and self.per_round is not None and self.quorum > self.per_round,

@@ -8,7 +8,8 @@
     spans/                       what scrubbing found, by digests: a second time is fast
     data/canaries.json           planted secrets and their twins
     data/manifest.json           counts and digests
-    models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"
+    models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"; of a federation
+                                 rounds/, rounds.jsonl, federation.json, sites/SITE/ (ledger.jsonl, log.jsonl, state/)
     measurements/STAGE.json      what was measured
     plots/STAGE.json             points to draw
     report.html, report.json
@@ -32,6 +33,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
 
 from reticent import recipe as recipes
 from reticent.data import store
@@ -316,6 +318,26 @@ class Run:
         """Loss and speed, step by step."""
         return self._model(name) / "log.jsonl"
 
+    def write_federation(self, name: ModelName, facts: dict[str, Any]) -> None:
+        """Store what sites and coordinator promise together, and what the rounds were."""
+        self._write_json(self._model(name) / "federation.json", facts)
+
+    def read_federation(self, name: ModelName) -> dict[str, Any]:
+        """What `write_federation` stored."""
+        return self._read_json(self._model(name) / "federation.json")
+
+    def rounds_folder(self, name: ModelName) -> Path:
+        """Where the coordinator of a federation keeps what it resumes from."""
+        return self._model(name) / "rounds"
+
+    def rounds_log_path(self, name: ModelName) -> Path:
+        """A line for each round of a federation."""
+        return self._model(name) / "rounds.jsonl"
+
+    def site_folder(self, name: ModelName, site: str) -> Path:
+        """Where a site keeps its own ledger, log and state."""
+        return self._model(name) / "sites" / quote(site, safe=" ").replace(".", "%2E")
+
     def _model(self, name: str) -> Path:
         folder = self.folder / "models" / name
         with _told(folder):
@@ -500,7 +522,7 @@ def _first_stage(keys: Sequence[str]) -> str:
         section = key.split(".")[0]
         if section in ("data", "model", "privacy"):
             return "prepare"  # Units, canaries and the counts of tokens follow from all three.
-        if section == "train" or key == "audit.twin":
+        if section in ("train", "federation") or key == "audit.twin":
             return "train"
         return section
 

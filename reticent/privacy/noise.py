@@ -12,7 +12,7 @@ import torch
 
 from reticent.privacy.clipping import Clipping
 from reticent.privacy.entropy import SystemWords, Words, add_normals, normals
-from reticent.privacy.plan import BandedPlan, DPSGDPlan, PrivatePlan
+from reticent.privacy.plan import BandedPlan, DPFedAvgPlan, DPSGDPlan, PrivatePlan
 from reticent.privacy.toeplitz import optimised
 
 Sums = dict[str, torch.Tensor]
@@ -40,7 +40,7 @@ class Mechanism(Protocol):
         """Noise on float32 sums of units bounded by ``clipping``, in place; its standard deviation per coordinate."""
         ...
 
-    def follow(self, *, below: int, drawn: int) -> None:
+    def follow(self, *, below: float, drawn: float) -> None:
         """Releases how many of the ``drawn`` units had a norm of at most the clip norm, if the plan follows them."""
         ...
 
@@ -49,6 +49,8 @@ def mechanism_for(plan: PrivatePlan, clip_norm: float | None = None) -> Mechanis
     """The mechanism of ``plan``, with noise of the operating system; it goes on from ``clip_norm`` if one is given."""
     if isinstance(plan, BandedPlan):
         return Banded(plan, SystemWords())
+    if isinstance(plan, DPFedAvgPlan) and plan.noise == "distributed":
+        return Distributed(plan, clip_norm)
     return Gaussian(plan, SystemWords(), clip_norm)
 
 
@@ -67,6 +69,13 @@ def add_noise(sums: Mapping[str, torch.Tensor], std: float, source: Words) -> No
             value.add_(noise.to(value.device), alpha=std)
 
 
+def _entry(plan: DPSGDPlan, clip_norm: float) -> dict[str, float]:
+    entry = {**plan.release._asdict(), "clip_norm": clip_norm}
+    if plan.quantile is None:
+        return entry
+    return {**entry, "sum_noise_multiplier": plan.sum_noise, "count_noise": plan.quantile.noise}
+
+
 class Gaussian:
     """Independent noise at every step; the clip norm follows a quantile of the norms if the plan says so."""
 
@@ -82,10 +91,7 @@ class Gaussian:
     @property
     def entry(self) -> dict[str, float]:
         """What the ledger says about the step's release: of the sum and the count, if both are released."""
-        entry = {**self._plan.release._asdict(), "clip_norm": self.clip_norm}
-        if self._plan.quantile is None:
-            return entry
-        return {**entry, "sum_noise_multiplier": self._plan.sum_noise, "count_noise": self._plan.quantile.noise}
+        return _entry(self._plan, self.clip_norm)
 
     def add_noise(self, sums: Mapping[str, torch.Tensor]) -> float:
         """Noise of ``plan.sum_noise`` times the clip norm, in place; its standard deviation."""
@@ -93,7 +99,7 @@ class Gaussian:
         add_noise(sums, std, self._source)
         return std
 
-    def follow(self, *, below: int, drawn: int) -> None:
+    def follow(self, *, below: float, drawn: float) -> None:
         """Moves the clip norm by a noisy count. A unit that is not finite is drawn and not below."""
         quantile = self._plan.quantile
         if quantile is None:
@@ -101,6 +107,33 @@ class Gaussian:
         count = np.array([below - drawn / 2], dtype=np.float32)
         add_normals(count, quantile.noise, self._source)
         self.clip_norm = quantile.next_norm(self.clip_norm, float(count[0]), self._plan.batch_size)
+
+
+class Distributed:
+    """Noise that the sites have added already, in shares, before the server got the sum: none is added here."""
+
+    def __init__(self, plan: DPFedAvgPlan, clip_norm: float | None = None) -> None:
+        self._plan = plan
+        self.clip_norm = plan.clip_norm if clip_norm is None else clip_norm
+
+    @property
+    def clipping(self) -> Clipping:
+        """What must bound the sites of the round that comes."""
+        return Clipping(self.clip_norm, self._plan.clip_style)
+
+    @property
+    def entry(self) -> dict[str, float]:
+        """What the ledger says about the round's release; how many sites answered must be added to it."""
+        return _entry(self._plan, self.clip_norm)
+
+    def add_noise(self, sums: Mapping[str, torch.Tensor]) -> float:
+        """Nothing is added; the standard deviation of what ``threshold`` shares, the fewest, have added."""
+        return self._plan.sum_noise * self.clip_norm
+
+    def follow(self, *, below: float, drawn: float) -> None:
+        """Moves the clip norm by ``below - drawn / 2``, which has the sites' noise already."""
+        if self._plan.quantile is not None:
+            self.clip_norm = self._plan.quantile.next_norm(self.clip_norm, below - drawn / 2, self._plan.batch_size)
 
 
 class Banded:
@@ -136,7 +169,7 @@ class Banded:
             sums[name].add_(noise.to(sums[name].device))
         return scale * float(np.linalg.norm(self._spread))
 
-    def follow(self, *, below: int, drawn: int) -> None:
+    def follow(self, *, below: float, drawn: float) -> None:
         """Nothing: the clip norm is fixed."""
 
     def _next(self, shapes: Mapping[str, torch.Size], scale: float) -> Sums:

@@ -137,7 +137,8 @@ def _membership(
     if family in canary.SELF_AUDIT:
         method += "; only who has the model can make this test"
     privacy = run.recipe.privacy
-    claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" else None
+    # A promise to whole sites says nothing about one record beside others of its site.
+    claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" and isinstance(privacy, Private) else None
     delta = privacy.delta if isinstance(privacy, Private) else 0.0
     found = membership(scores, planted, delta=delta, claim=claim)
     about = partial(Measurement, model=name, n=len(members), counted="candidates")

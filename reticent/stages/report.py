@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from reticent import recipe as recipes
-from reticent.asked import public_name, trained_models
+from reticent.asked import federated, public_name, trained_models
 from reticent.progress import Progress
 from reticent.recipe import Recipe, Source
 from reticent.run import Run
@@ -46,10 +46,21 @@ def contents(run: Run) -> dict[str, Any]:
             "guarantee", {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}
         ),
         "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
-        "plots": {**run.read_plots("prepare"), **drawn, "loss": loss},
+        "plots": {**run.read_plots("prepare"), **drawn, "loss": loss, **_rounds(run)},
         "data": run.read_manifest(),
         "recipe": recipes.dump(shown),
         "provenance": run.read_provenance(),
+    }
+
+
+def _rounds(run: Run) -> dict[str, Any]:
+    """What travelled in a federation."""
+    if federated(run.recipe) is None:
+        return {}
+    facts = {name: run.read_federation(name) for name in trained_models(run.recipe)}
+    return {
+        "rounds": {name: one["rounds"] for name, one in facts.items()},
+        "bytes_full": next(iter(facts.values()))["bytes_full"],
     }
 
 

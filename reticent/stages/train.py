@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reticent.asked import (
     base_model,
+    federated,
     micro_batch_tokens,
     plan_for,
     prepared,
@@ -86,6 +87,8 @@ def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> d
     from reticent.training import loop
 
     recipe = run.recipe
+    if federated(recipe) is not None:
+        return _train_over_sites(run, name, progress, team)
     done = run.model_folder(name).exists()
     if not done:
         loaded = _base(recipe, team)
@@ -123,6 +126,28 @@ def _fit(job: _Job, base: "PreTrainedModel", files: "Files | None", progress: Pr
         unknown = model.load_state_dict(weights, strict=False).unexpected_keys
         assert not unknown, unknown
     return model
+
+
+def _train_over_sites(run: Run, name: ModelName, progress: Progress, team: "Team") -> dict[str, Any]:
+    """Trains one model over the silos of the run, in this process."""
+    from reticent.federation import local
+    from reticent.models import adapter
+    from reticent.models.load import load_tokenizer
+    from reticent.training import loop
+
+    if team.size > 1:
+        raise RunError("federation trains its sites one after another in one process; run it without torchrun")
+    recipe = run.recipe
+    if not run.model_folder(name).exists():
+        trained = local.train(run, name, progress)
+        run.write_federation(name, trained.facts)
+        with run.replacing(run.model_folder(name)) as folder:
+            adapter.save(trained.model, Path(folder), base=public_name(recipe.model.base))
+            load_tokenizer(recipe.model.base).save_pretrained(folder)
+    log = loop.read_log(run.log_path(name))
+    facts = {"steps": len(log), "seconds": log[-1].seconds if log else 0.0}
+    guarantee = run.read_federation(name)["guarantee"]
+    return facts if guarantee is None else {**facts, "guarantee": guarantee}
 
 
 def _base(recipe: Recipe, team: "Team") -> "Loaded":

@@ -29,12 +29,27 @@ def save(folder: Path, state: State) -> None:
     Raises:
         RunError: it cannot be written; the previous one is still there.
     """
+    write(folder, state._asdict())
+
+
+def load(folder: Path) -> State | None:
+    """The checkpoint in ``folder``, or None."""
+    values = read(folder)
+    return None if values is None else State(**values)
+
+
+def write(folder: Path, values: dict[str, Any]) -> None:
+    """Replaces what is in ``folder`` by ``values``: tensors, numbers, text, and lists and dicts of them.
+
+    Raises:
+        RunError: it cannot be written; what was there before still is.
+    """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         with open(new / "state.pt", "wb") as file:
-            torch.save(state._asdict(), file)
+            torch.save(values, file)
             file.flush()
             os.fsync(file.fileno())
         if folder.exists():
@@ -52,10 +67,11 @@ def save(folder: Path, state: State) -> None:
         ) from None
 
 
-def load(folder: Path) -> State | None:
-    """The checkpoint in ``folder``, or None. A crash between two renames leaves the previous one beside it."""
+def read(folder: Path) -> dict[str, Any] | None:
+    """What `write` put into ``folder``, or None. A crash between two renames leaves the previous one beside it."""
     old = folder.with_name(folder.name + ".old")
     for place in (folder, old):
         if (place / "state.pt").is_file():
-            return State(**torch.load(place / "state.pt", map_location="cpu", weights_only=True))
+            values: dict[str, Any] = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
+            return values
     return None

@@ -105,7 +105,7 @@ def train(
     before = 0.0 if state is None else state.seconds
     records = 0
     with (
-        _log(None if files is None else files.log, keep=done) as log,
+        log_to(None if files is None else files.log, keep=done) as log,
         progress.task(f"training ({_kind(plan)})", total=plan.steps) as task,
     ):
         task.advance(done)
@@ -169,6 +169,7 @@ class Trainer:
         if isinstance(self._engine, OneByOne):
             progress.say(f"one unit at a time: {why_not_packed(model) or 'packed rows are not exact for this model'}")
         self._sampler = _sampler(plan, units, settings.seed)
+        self._epsilon: float | None = None  # worked out now and then: it takes a second
         team.spread(model, shard=settings.shard)
         self.optimizer = self._fresh()
 
@@ -212,7 +213,6 @@ class Trainer:
         Noise is there before the processes' sums are added up, which waits for the first one, and it for the ledger.
         """
         engine, plan, team, mechanism, ledger = self._engine, self._plan, self._team, self._mechanism, self._ledger
-        epsilon = None
         for step in range(start + 1, stop + 1):
             drawn = [self._units[i] for i in team.tell(lambda step=step: self._sampler.draw(step))]  # type: ignore[misc]  # mypy infers no lambda with a default
             found = team.unit_sum(engine, team.share(drawn))
@@ -230,9 +230,10 @@ class Trainer:
             mechanism.clip_norm = team.tell(lambda: mechanism.clip_norm)
             if mechanism.clip_norm != clip_norm:
                 engine.clipping = mechanism.clipping  # type: ignore[attr-defined]  # engines that clip have it
-            if ledger is not None and (step % max(1, plan.steps // 20) == 0 or step == stop or epsilon is None):
-                epsilon = ledger.epsilon()
-            yield step, _Update(gradient, std, loss, found.records, found.dropped, clip_norm, epsilon)
+            known = self._epsilon is not None and step != plan.steps
+            if ledger is not None and not (known and step % max(1, plan.steps // 20)):
+                self._epsilon = ledger.epsilon()
+            yield step, _Update(gradient, std, loss, found.records, found.dropped, clip_norm, self._epsilon)
 
 
 class _Update(NamedTuple):
@@ -371,19 +372,22 @@ def _restore(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: ch
 
 
 @contextmanager
-def _log(path: Path | None, *, keep: int) -> Iterator[Callable[[Step], None]]:
-    """Appends steps to the log, after dropping lines of steps that are about to be made again; without one, nothing."""
+def log_to(path: Path | None, *, keep: int, by: str = "step") -> Iterator[Callable[[NamedTuple], None]]:
+    """Appends steps (or what ``by`` counts) to the log, after dropping those that are about to be made again.
+
+    Without a path it does nothing.
+    """
     if path is None:
         yield lambda step: None
         return
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= keep]
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)[by] <= keep]
     new = path.with_name(path.name + ".new")
     new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     new.replace(path)
     with open(path, "a", encoding="utf-8") as file:
 
-        def log(step: Step) -> None:
+        def log(step: NamedTuple) -> None:
             file.write(json.dumps(step._asdict()) + "\n")
             file.flush()
 

@@ -1,0 +1,162 @@
+"""The two apps that Flower runs. They carry bytes and know nothing of what is in them.
+
+A payload travels as one array of bytes in a message of type ``query.ask``. At a site `client_app` hands it to the warm
+process of `reticent.federation.daemon`; at the coordinator `server_app` gives the rounds a `FlowerChannel`.
+"""
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from reticent.errors import FederationError, ReticentError
+from reticent.federation.channel import Channel, Failure
+from reticent.federation.daemon import ask
+
+FOLDER = "RETICENT_FEDERATION_FOLDER"  # where the run lies: never in a message, the path is nobody else's business
+_POLL = 0.2  # seconds
+_SKEW = 300.0  # seconds that a site's clock may be off: Flower allows it no more
+
+client_app = ClientApp()
+
+
+@client_app.query("ask")
+def _answer(message: Message, context: Context) -> Message:
+    """The site's answer, or in its place why there is none."""
+    deadline = float(message.content.config_records["ask"]["deadline"])  # type: ignore[arg-type]
+    left = min(deadline, message.metadata.created_at + deadline - time.time())
+    if left > 0.0:
+        answer = _ask_site(message.content, context, left)
+    else:  # a site that comes back must not train for a past round
+        answer = Failure("the request came after its deadline; is the site's clock right?")
+    if isinstance(answer, Failure):
+        return Message(RecordDict({"failure": ConfigRecord({"reason": answer.reason})}), reply_to=message)
+    return Message(RecordDict({"payload": _payload(answer)}), reply_to=message)
+
+
+def _ask_site(content: RecordDict, context: Context, left: float) -> bytes | Failure:
+    try:
+        request, path = _bytes(content), context.node_config.get("socket")
+        if path is not None:
+            return ask(Path(str(path)), request, left)
+        from reticent.federation.site import simulated  # heavy, and only Flower's simulation has the site in here
+
+        return simulated(_folder(), int(context.node_config["partition-id"]))(request)
+    except Exception as error:
+        return Failure(type(error).__name__)
+
+
+class FlowerChannel:
+    """Sites behind a SuperLink, which has checked the key of each before it let it in."""
+
+    def __init__(self, grid: Grid, names: Mapping[int, str]) -> None:
+        self._grid = grid
+        self._names = dict(names)
+
+    def sites(self) -> list[str]:
+        """Names of the sites that are connected now, sorted. One that died counts for up to a minute more."""
+        return sorted(self._names[node] for node in self._grid.get_node_ids() if node in self._names)
+
+    def ask(self, requests: Mapping[str, bytes], deadline: float) -> Iterator[tuple[str, bytes | Failure]]:
+        """Each site's answer as it arrives; after ``deadline`` seconds a failure for each of the others.
+
+        Raises:
+            FederationError: a name is not on the roster.
+        """
+        end = time.monotonic() + deadline
+        waiting: dict[str, str] = {}
+        for name, request in requests.items():  # one by one: all of them at once would be in memory twice
+            sent = self._push(name, request, deadline)
+            if sent is None:
+                yield name, Failure("the site is not connected")
+            else:
+                waiting[sent] = name
+        while waiting and time.monotonic() < end:
+            for reply in self._grid.pull_messages(list(waiting)):
+                name = waiting.pop(reply.metadata.reply_to_message_id)
+                yield name, _read(reply)
+            time.sleep(min(_POLL, max(0.0, end - time.monotonic())) if waiting else 0.0)
+        for name in waiting.values():
+            yield name, Failure(f"no answer within {deadline:.0f} s")
+
+    def _push(self, name: str, request: bytes, deadline: float) -> str | None:
+        node = next((node for node, known in self._names.items() if known == name), None)
+        if node is None:
+            raise FederationError(f"there is no site {name!r} on the roster")
+        content = RecordDict({"payload": _payload(request), "ask": ConfigRecord({"deadline": deadline})})
+        # Flower throws the message away when its time is over.
+        message = Message(content, dst_node_id=node, message_type="query.ask", ttl=deadline + _SKEW)
+        (sent,) = self._grid.push_messages([message])
+        return sent or None
+
+
+def make_server_app(serve: Callable[[Path, Channel], None]) -> ServerApp:
+    """An app that lets ``serve`` run the rounds, and leaves a word on how they ended in ``federation/outcome.json``."""
+    app = ServerApp()
+
+    @app.main()
+    def _main(grid: Grid, context: Context) -> None:
+        folder = _folder()
+        names = {
+            int(node): name for node, name in json.loads((folder / "federation" / "nodes.json").read_text()).items()
+        }
+        outcome: dict[str, str | int | None] = {"run": context.run_id, "error": None}
+        try:
+            serve(folder, FlowerChannel(grid, names))
+        except BaseException as error:
+            outcome["trace"] = "".join(traceback.format_tb(error.__traceback__))  # without the exception's own text
+            outcome["error"] = str(error) if isinstance(error, ReticentError) else type(error).__name__
+            raise RuntimeError(type(error).__name__) from None
+        finally:
+            _write(folder / "federation" / "outcome.json", json.dumps(outcome))
+
+    return app
+
+
+def _serve(folder: Path, channel: Channel) -> None:
+    from reticent.federation.server import serve  # heavy, and no site needs it
+
+    serve(folder, channel)
+
+
+server_app = make_server_app(_serve)
+
+
+def _read(reply: Message) -> bytes | Failure:
+    if reply.has_error():
+        return Failure(f"Flower gave up on the message (its error {reply.error.code})")  # its text may be a site's
+    failure = reply.content.config_records.get("failure")
+    if failure is not None:
+        return Failure(str(failure.get("reason"))[:200])
+    try:
+        return _bytes(reply.content)
+    except FederationError as error:
+        return Failure(str(error))
+
+
+def _payload(content: bytes) -> ArrayRecord:
+    return ArrayRecord({"bytes": Array(dtype="uint8", shape=(len(content),), stype="reticent", data=content)})
+
+
+def _bytes(content: RecordDict) -> bytes:
+    payload = content.array_records.get("payload")
+    if payload is None or list(payload) != ["bytes"]:
+        raise FederationError("a message holds no payload")
+    return payload["bytes"].data
+
+
+def _folder() -> Path:
+    return Path(os.environ[FOLDER])
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: another process waits for the file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,287 @@
+"""Flower as transport: real processes on loopback, with TLS and node keys."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import flower_sites
+
+from reticent.errors import FederationError
+from reticent.federation import keys, launch
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def make_keys(folder, names, hosts=("127.0.0.1",), days=30):
+    keys.make_authority(folder)
+    for name in names:
+        keys.make_site_keys(folder / name)
+    return keys.make_certificate(folder, hosts, days=days)
+
+
+def processes_of(folder):
+    """All that run for this folder: each has Flower's home in its environment, or the folder in its command."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            home, command = process.environ().get("FLWR_HOME", ""), " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if str(folder) in home or f"{folder}/" in command or command.endswith(str(folder)):
+            found.append(f"{process.pid} {process.status()} {command[:200]}")
+    return found
+
+
+class Site:
+    """A site in its own process, started again when it dies."""
+
+    def __init__(self, folder, name, port):
+        self._command = [sys.executable, flower_sites.__file__, str(folder), name, str(port)]
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while not self._stopped.is_set():
+            process = subprocess.Popen(self._command, start_new_session=True)
+            while process.poll() is None and not self._stopped.wait(0.1):
+                pass
+            if self._stopped.is_set():
+                process.terminate()
+            process.wait()
+
+    def stop(self):
+        self._stopped.set()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    """Rounds over a SuperLink and two sites, with a third that is not on the roster."""
+    folder = tmp_path_factory.mktemp("federation")
+    certificate = make_keys(folder / "keys", ["a", "b", "stranger"])
+    roster = keys.write_roster(folder / "roster.json", [keys.card(name, folder / "keys" / name) for name in "ab"])
+    port, seen = free_port(), {}
+    sites = []
+    try:
+        with launch.SuperLink(folder / "c", certificate, "127.0.0.1", port) as link:
+            link.register(roster)
+            sites = [Site(folder, name, port) for name in ("a", "b", "stranger")]
+            seen["connected"] = link.wait_for(2, 60.0)
+            seen["remote"] = status_of_remote(folder / "keys" / "ca.crt", port)
+            seen["outcome"] = link.run(flower_sites.write_app(folder / "app", flower_sites.rounds))
+            seen["failed"] = link.run(flower_sites.write_app(folder / "bad", flower_sites.failing))
+            seen["still connected"] = link.connected()
+    finally:
+        for site in sites:
+            site.stop()
+    seen["left"] = processes_of(folder)
+    seen["said"] = (folder / "stranger.said").read_text()
+    seen["outcome of failed"] = (folder / "c" / "federation" / "outcome.json").read_text()
+    seen["logs"] = "".join(path.read_text(errors="replace") for path in folder.glob("*/federation/*.log"))
+    return seen | json.loads((folder / "c" / "results.json").read_text())
+
+
+def status_of_remote(authority, port):
+    """What a machine elsewhere is told, by the API it asks for."""
+    context, told = ssl.create_default_context(cafile=str(authority)), {}
+    for api in ("control/list-runs", "control/start-run", "runtime/acquire-task", "fleet/pull-messages"):
+        request = urllib.request.Request(f"https://127.0.0.1:{port}/v1/{api}", b"", {"X-Forwarded-For": "203.0.113.9"})
+        try:
+            told[api] = urllib.request.urlopen(request, context=context).status
+        except urllib.error.HTTPError as error:
+            told[api] = error.code
+            error.close()
+    return told
+
+
+def test_each_site_answers_its_own_request_with_its_own_bytes(federation):
+    assert federation["outcome"] == launch.Outcome(None)
+    assert federation["sites"] == ["a", "b"]
+    assert federation["echo"]["answers"] == {"a": True, "b": True}
+
+
+def test_a_large_answer_comes_back_equal(federation):
+    assert federation["large"]["answers"] == {"a": True}
+
+
+def test_a_site_that_raises_fails_alone_and_says_no_more_than_the_type(federation):
+    assert federation["raise"]["answers"] == {"a": "ValueError", "b": True}
+
+
+def test_a_site_that_hangs_is_a_failure_at_the_deadline(federation):
+    assert federation["hang"]["answers"]["a"] is True
+    assert federation["hang"]["answers"]["b"].startswith("no answer within")
+    assert federation["hang"]["took"] < 8.0
+
+
+def test_a_site_that_is_killed_is_a_failure_and_comes_back(federation):
+    assert federation["die"]["answers"]["a"] is True
+    assert isinstance(federation["die"]["answers"]["b"], str)
+    assert federation["again"]["answers"] == {"b": True}
+
+
+def test_a_key_that_is_not_on_the_roster_is_refused_and_told_so(federation):
+    assert federation["connected"] == ["a", "b"] and federation["still connected"] == ["a", "b"]
+    assert "does not know the node key of this site" in federation["said"]
+
+
+def test_rounds_that_raise_are_a_failure_named_by_its_type_alone(federation):
+    assert federation["failed"] == launch.Outcome("ValueError")
+    assert "Beispiel" not in federation["outcome of failed"] + federation["logs"]
+
+
+def test_another_machine_may_speak_as_a_site_and_start_nothing(federation):
+    refused = {api for api, status in federation["remote"].items() if status == 403}
+    assert refused == {"control/list-runs", "control/start-run", "runtime/acquire-task"}
+
+
+def test_no_process_is_left(federation):
+    assert federation["left"] == []
+
+
+def test_a_port_in_use_is_refused_by_its_number(tmp_path):
+    certificate = make_keys(tmp_path / "keys", [])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(FederationError, match=f"cannot listen on 127.0.0.1:{port}: .*choose another port"):
+            launch.SuperLink(tmp_path, certificate, "127.0.0.1", port).__enter__()
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "days", "reason"), [(["127.0.0.1"], -1, "expired on"), (["192.0.2.7"], 30, "not for 127.0.0.1")]
+)
+def test_a_bad_certificate_stops_the_coordinator_before_anything_starts(tmp_path, hosts, days, reason):
+    certificate = make_keys(tmp_path / "keys", [], hosts, days)
+    with pytest.raises(FederationError, match=reason):
+        launch.SuperLink(tmp_path, certificate, "127.0.0.1", free_port()).__enter__()
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "days", "authority", "reason"),
+    [
+        (["127.0.0.1"], -1, "keys", "certificate has expired"),
+        (["192.0.2.7"], 30, "keys", "IP address mismatch"),
+        (["127.0.0.1"], 30, "other", "signed"),
+    ],
+)
+def test_a_site_refuses_a_coordinator_with_a_bad_certificate(tmp_path, hosts, days, authority, reason):
+    certificate = make_keys(tmp_path / "keys", ["a"], hosts, days)
+    keys.make_authority(tmp_path / "other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+
+    def shake_hands():
+        try:
+            connection, _ = server.accept()
+            context.wrap_socket(connection, server_side=True).close()
+        except OSError:
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        port, ca = server.getsockname()[1], tmp_path / authority / "ca.crt"
+        node = launch.SuperNode(tmp_path, tmp_path / "keys" / "a" / "node-key", ca, "127.0.0.1", port, Path("none"))
+        with pytest.raises(FederationError, match=reason):
+            node.start()
+        thread.join()
+    assert not node.alive()
+
+
+def test_where_no_coordinator_answers_a_site_goes_on_asking(tmp_path):
+    make_keys(tmp_path / "keys", [])
+    assert launch.check_server("127.0.0.1", free_port(), tmp_path / "keys" / "ca.crt") is False
+
+
+@pytest.mark.parametrize(
+    ("client", "path", "passes"),
+    [
+        ("203.0.113.9", "/v1/fleet/pull-messages", True),
+        ("203.0.113.9", "/v1/control/start-run", False),
+        ("203.0.113.9", "/v1/fleet/../control/start-run", True),  # routes are compared as they stand: Flower has none
+        ("203.0.113.9", "/docs", False),
+        ("127.0.0.1", "/v1/control/start-run", True),
+        ("::1", "/v1/control/start-run", True),
+        ("::ffff:127.0.0.1", "/v1/control/start-run", True),
+        ("192.0.2.7", "/v1/control/start-run", True),  # the server's own address
+        ("unknown", "/v1/control/start-run", False),
+    ],
+)
+def test_only_this_machine_may_do_more_than_a_site(client, path, passes):
+    passed, sent = [], []
+
+    async def application(scope, receive, send):
+        passed.append(scope["path"])
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "client": (client, 1), "server": ("192.0.2.7", 2)}
+    asyncio.run(launch.SitesOnly(application)(scope, None, send))
+    assert passed == ([path] if passes else [])
+    assert [message.get("status") for message in sent] == ([] if passes else [403, None])
+
+
+@pytest.mark.slow
+def test_sites_find_a_coordinator_that_was_killed_and_started_again(tmp_path):
+    certificate = make_keys(tmp_path / "keys", ["a", "b"])
+    roster = keys.write_roster(tmp_path / "roster.json", [keys.card(name, tmp_path / "keys" / name) for name in "ab"])
+    app = flower_sites.write_app(tmp_path / "app", flower_sites.waiting)
+    port = free_port()
+    sites = [Site(tmp_path, name, port) for name in "ab"]
+    try:
+        with launch.SuperLink(tmp_path / "c", certificate, "127.0.0.1", port) as link:
+            link.register(roster)
+            link.wait_for(2, 60.0)
+            killer = threading.Thread(target=kill_in_mid_run, args=(tmp_path / "c",))
+            killer.start()
+            outcome = link.run(app)
+            killer.join()
+        assert outcome.error is not None and "the SuperLink stopped" in outcome.error
+        with launch.SuperLink(tmp_path / "c", certificate, "127.0.0.1", port) as link:
+            link.register(roster)
+            link.wait_for(2, 120.0)
+            assert link.run(app) == launch.Outcome(None)
+        assert {path.name: path.read_text() for path in (tmp_path / "c").glob("answer-*")} == {
+            "answer-a": "True",
+            "answer-b": "True",
+        }
+    finally:
+        for site in sites:
+            site.stop()
+    assert processes_of(tmp_path) == []
+
+
+def kill_in_mid_run(folder):
+    while not (folder / "once").exists():
+        time.sleep(0.1)
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if "in_process('superlink')" in " ".join(command) and str(folder) in process.environ()["FLWR_HOME"]:
+                os.kill(process.pid, signal.SIGKILL)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
