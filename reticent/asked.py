@@ -104,6 +104,19 @@ def threshold(asked: Federation, drawn: int) -> int:
     return asked.threshold or max(drawn // 2 + 1, math.ceil(2 * drawn / 3))
 
 
+def fewest(recipe: Recipe, sites: int) -> int:
+    """How many of ``sites`` must be there for the rounds to begin."""
+    asked = federated(recipe)
+    assert asked is not None
+    drawn = min(asked.per_round or sites, sites)
+    return threshold(asked, drawn) if asked.secure_sum else asked.quorum or math.ceil(drawn / 2)
+
+
+def secure_threshold(asked: Federation, plan: DPFedAvgPlan | None, drawn: int) -> int:
+    """Fewest sites that a secure sum of ``drawn`` may be of, and whose noise is whole where they add it."""
+    return max(threshold(asked, drawn), (plan.threshold if plan is not None else None) or 0)
+
+
 def strategy_settings(asked: Federation) -> dict[str, float]:
     """What the algorithm is told."""
     match asked.algorithm:

@@ -21,7 +21,7 @@ from reticent import __version__, recipe
 from reticent.errors import RecipeError, ReticentError, RunError
 from reticent.measurement import Measurement
 from reticent.progress import Progress, Task
-from reticent.recipe import NonPrivate, Recipe
+from reticent.recipe import Recipe
 from reticent.run import STAGES, Run, default_folder, is_run
 
 if TYPE_CHECKING:
@@ -330,6 +330,146 @@ def scrub_score(
     _print(table)
 
 
+site = typer.Typer(
+    name="site",
+    help="Take part in a federation: prepare a site's data and keys, and answer the coordinator.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.add_typer(site)
+_Site = Annotated[Path, typer.Argument(metavar="SITE", hidden=True)]
+
+
+@site.command("init")
+def site_init(
+    target: _Target,
+    name: Annotated[str, typer.Option("--name", help="The site's name: letters, digits and hyphens.")],
+    sets: _Sets = None,
+    folder: Annotated[Path | None, typer.Option("--run", help="The site's folder; default sites/NAME.")] = None,
+) -> None:
+    """Prepare a site: its data by the recipe, its keys, and its card.
+
+    TARGET is the recipe that all sites share; say with -s where this site's own text is. The card holds public keys
+    alone: send it to the coordinator.
+
+    \b
+    Example:
+      reticent site init shared.yaml --name north -s data.source.path=notes.jsonl
+    """
+    from reticent.stages import site as stage
+
+    own = recipe.load(target, [*(sets or ()), "data.silos=null", "audit.twin=false"])
+    run = Run.create(folder or Path("sites") / name, own)
+    with run.lock():
+        card = stage.init(run, name, RichProgress())
+        rows = stage.promise(run)
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        typer.echo(f"{label:<{width}}  {value}")
+    typer.echo(f"send {card} to the coordinator; when the invitation comes: reticent site start {run.folder} FILE")
+
+
+@site.command("start")
+def site_start(folder: _Site, invitation: Annotated[Path, typer.Argument(metavar="INVITATION", hidden=True)]) -> None:
+    """Answer the coordinator until the rounds are over.
+
+    SITE is a folder that reticent site init made, INVITATION the coordinator's file. The text stays here. Stopped and
+    started again, the site goes on. In the end the joint model is in SITE: reticent audit SITE attacks it with the
+    secrets that were planted here.
+
+    \b
+    Example:
+      reticent site start sites/north invitation.json
+    """
+    from reticent.stages import site as stage
+
+    run = Run.open(folder)
+    with run.lock():
+        stage.start(run, invitation, RichProgress())
+    typer.echo(_guarantee(run))
+
+
+@site.command("owners")
+def site_owners(
+    folder: _Site,
+    secret: Annotated[Path, typer.Option("--secret", help="A file of 16 random bytes or more, which sites share.")],
+) -> None:
+    """Print keyed hashes of the owners that a site trains on, to find those that several sites share.
+
+    SITE is a folder that reticent site init made. The coordinator must not have the secret: names can be tried with it.
+
+    \b
+    Example:
+      reticent site owners sites/north --secret secret > north.owners
+    """
+    from reticent.stages import site as stage
+
+    for one in stage.shared_owners(Run.open(folder), secret):
+        typer.echo(one)
+
+
+@site.command("overlap")
+def site_overlap(files: Annotated[list[Path], typer.Argument(metavar="FILE...", hidden=True)]) -> None:
+    """Print how many owners each two sites share.
+
+    FILE... are what reticent site owners printed at each site. Whoever is at two sites is protected by the sum of both
+    promises.
+
+    \b
+    Example:
+      reticent site overlap north.owners south.owners
+    """
+    from reticent.stages import site as stage
+
+    found = stage.overlap(files)
+    for (one, other), count in found.items():
+        typer.echo(f"{one} and {other} share {count:,} owners")
+    if not found:
+        typer.echo("no owner is at two of these sites")
+
+
+@app.command()
+def federate(
+    target: _Target,
+    card: Annotated[list[Path] | None, typer.Option("--card", help="A site's card; one option for each site.")] = None,
+    host: Annotated[str, typer.Option("--host", help="The name or address that sites reach this machine by.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", help="The port that sites connect to.", min=1, max=65535)] = 8443,
+    bind: Annotated[str | None, typer.Option("--bind", help="The address to listen at; default the host.")] = None,
+    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for the sites.", min=1)] = 3600.0,
+    sets: _Sets = None,
+    folder: _Folder = None,
+) -> None:
+    """Run the rounds of a federation with sites on other machines.
+
+    TARGET is the recipe that all sites share, or the coordinator's run folder. The first time, the cards of the sites
+    make the roster, a certificate and the invitation, which goes to every site. Run again after a crash, it goes on
+    with the round that it was in. It exits with 0 only if all rounds were made.
+
+    \b
+    Example:
+      reticent federate shared.yaml --card north.card.json --card south.card.json --host 10.0.0.5
+    """
+    from reticent.stages import federate as stage
+
+    overrides = [*(sets or ()), "data.silos=null", "audit.twin=false"]
+    own = Run.open(target).recipe if is_run(target) and not sets else _recipe(target, overrides)
+    run = Run.create(folder or (target if is_run(target) else default_folder(target)), own)
+    progress = RichProgress()
+    with run.lock():
+        if run.finished("train"):
+            progress.say(f"all rounds are done in {run.folder}")
+        else:
+            invitation = stage.invite(run, card or (), host, port, progress)
+            progress.say(f"send {invitation} to the sites, which run: reticent site start SITE invitation.json")
+            stage.federate(run, host, port, bind or host, wait, progress)
+        stage.report(run)
+    typer.echo(_guarantee(run))
+    typer.echo(f"report: {run.report_path}")
+
+
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
@@ -424,13 +564,13 @@ def _function(stage: str) -> Callable[[Run, Progress], None]:
 
 
 def _guarantee(run: Run) -> str:
-    privacy = run.recipe.privacy
-    if isinstance(privacy, NonPrivate):
+    if not run.recipe.promises:
         return "none: trained without privacy"
     if not run.finished("train"):
         return "none yet: not trained"
     spent = run.facts("train")["guarantee"]
-    return f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}, per {spent['unit']}, {spent['relation']}"
+    told = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}, per {spent['unit']}, {spent['relation']}"
+    return f"{told}; the worst of {len(spent['sites'])} sites" if spent.get("sites") else told
 
 
 def _table(measurements: Sequence[Measurement]) -> "Table":

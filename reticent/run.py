@@ -10,6 +10,7 @@
     data/manifest.json           counts and digests
     models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"; of a federation
                                  rounds/, rounds.jsonl, federation.json, sites/SITE/ (ledger.jsonl, log.jsonl, state/)
+    federation/                  of a site or a coordinator: keys, invitation, Flower's own files
     measurements/STAGE.json      what was measured
     plots/STAGE.json             points to draw
     report.html, report.json
@@ -271,6 +272,10 @@ class Run:
             units, clients = table["unit"].to_pylist(), table["client"].to_pylist()
             yield from zip(units, clients, store.to_tokens(table), strict=True)
 
+    def token_files(self) -> list[Path]:
+        """The files of what is trained on, in order."""
+        return sorted((self.folder / "data" / "tokens").glob("*.arrow"))
+
     def silos(self) -> list[str]:
         """The names of the silos that the records were dealt to, in order of their numbers."""
         return list(self.read_manifest().get("silos", {}).get("silos", {}))
@@ -317,6 +322,13 @@ class Run:
     def log_path(self, name: ModelName) -> Path:
         """Loss and speed, step by step."""
         return self._model(name) / "log.jsonl"
+
+    def federation_folder(self) -> Path:
+        """Keys, invitation and logs of a real federation; it stays when stages are forgotten."""
+        folder = self.folder / "federation"
+        with _told(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
 
     def write_federation(self, name: ModelName, facts: dict[str, Any]) -> None:
         """Store what sites and coordinator promise together, and what the rounds were."""
@@ -427,6 +439,10 @@ class Run:
                 _sync(target.parent)
             finally:
                 _delete(folder)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """A whole file in the folder, or none."""
+        self._write(path, text)
 
     def _write(self, path: Path, text: str) -> None:
         with _told(path):

@@ -18,10 +18,12 @@ from flwr.serverapp import Grid, ServerApp
 from reticent.errors import FederationError, ReticentError
 from reticent.federation.channel import Channel, Failure
 from reticent.federation.daemon import ask
+from reticent.federation.launch import end_with_parent
 
 FOLDER = "RETICENT_FEDERATION_FOLDER"  # where the run lies: never in a message, the path is nobody else's business
 _POLL = 0.2  # seconds
-_SKEW = 300.0  # seconds that a site's clock may be off: Flower allows it no more
+_WHO = 120.0  # seconds in which simulated sites come up
+_SKEW = 10.0  # seconds that a site's clock may be ahead: Flower's own limit is 5, and300 behind
 
 client_app = ClientApp()
 
@@ -38,6 +40,13 @@ def _answer(message: Message, context: Context) -> Message:
     if isinstance(answer, Failure):
         return Message(RecordDict({"failure": ConfigRecord({"reason": answer.reason})}), reply_to=message)
     return Message(RecordDict({"payload": _payload(answer)}), reply_to=message)
+
+
+@client_app.query("who")
+def _number(message: Message, context: Context) -> Message:
+    """The number of a simulated site."""
+    number = ConfigRecord({"number": int(context.node_config["partition-id"])})
+    return Message(RecordDict({"who": number}), reply_to=message)
 
 
 def _ask_site(content: RecordDict, context: Context, left: float) -> bytes | Failure:
@@ -102,21 +111,37 @@ def make_server_app(serve: Callable[[Path, Channel], None]) -> ServerApp:
 
     @app.main()
     def _main(grid: Grid, context: Context) -> None:
+        end_with_parent()
         folder = _folder()
-        names = {
-            int(node): name for node, name in json.loads((folder / "federation" / "nodes.json").read_text()).items()
-        }
         outcome: dict[str, str | int | None] = {"run": context.run_id, "error": None}
         try:
+            nodes = json.loads((folder / "federation" / "nodes.json").read_text())
+            names = _simulated(grid, nodes) if isinstance(nodes, list) else {int(node): nodes[node] for node in nodes}
             serve(folder, FlowerChannel(grid, names))
         except BaseException as error:
-            outcome["trace"] = "".join(traceback.format_tb(error.__traceback__))  # without the exception's own text
+            frames = traceback.extract_tb(error.__traceback__)  # where, and none of the exception's own text
+            outcome["trace"] = "\n".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
             outcome["error"] = str(error) if isinstance(error, ReticentError) else type(error).__name__
             raise RuntimeError(type(error).__name__) from None
         finally:
             _write(folder / "federation" / "outcome.json", json.dumps(outcome))
 
     return app
+
+
+def _simulated(grid: Grid, names: list[str]) -> dict[int, str]:
+    """Names by node of simulated sites, whose nodes only they can tell apart."""
+    end = time.monotonic() + _WHO
+    while len(nodes := list(grid.get_node_ids())) < len(names) and time.monotonic() < end:
+        time.sleep(_POLL)
+    asked = [Message(RecordDict(), dst_node_id=node, message_type="query.who") for node in nodes]
+    found = {}
+    for reply in grid.send_and_receive(asked, timeout=_WHO):
+        if not reply.has_error():
+            found[reply.metadata.src_node_id] = names[int(reply.content.config_records["who"]["number"])]  # type: ignore[arg-type]
+    if len(found) < len(names):
+        raise FederationError(f"{len(found)} of {len(names)} simulated sites came up within {_WHO:.0f} s")
+    return found
 
 
 def _serve(folder: Path, channel: Channel) -> None:

@@ -8,6 +8,7 @@ reaches the port start programs on the coordinator: ours lets other machines spe
 the program that the coordinator sends: ours runs what is installed at the site, whatever was sent.
 """
 
+import importlib.util
 import ipaddress
 import json
 import os
@@ -21,13 +22,14 @@ import sysconfig
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # it has none
 
 from reticent.errors import FederationError
 from reticent.federation import daemon, keys
@@ -56,6 +58,16 @@ client_app = flower.client_app
 server_app = flower.server_app
 """,
 }
+_BAD = {  # what OpenSSL's numbers mean
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it has signed itself",
+    19: "another authority signed it",
+    20: "another authority signed it",
+    62: "it is for another host",
+    64: "it is for another host",
+}
+_MARK = "RETICENT_FEDERATION_PROCESS"  # in the environment of all that one of Flower's processes starts
 _HERE = "coordinator"  # the name of the SuperLink in Flower's settings
 _START = 60.0  # seconds that a process may take to come up
 _STOP = 10.0  # and to go away before it is killed
@@ -86,24 +98,11 @@ class SuperLink:
         Raises:
             FederationError: the certificate is not good for this address, the port is in use, or it does not come up.
         """
-        local = _local(self._host)
+        local, authority = _local(self._host), self._certificate.authority
         keys.check_certificate(self._certificate, [local], datetime.now(UTC))
-        _check_port(self._host, self._port)
-        _prepare(self._own, ["flower-superexec", "flwr-serverapp"], {})
-        (self._own / "home").mkdir(exist_ok=True, mode=0o700)
-        address = f"[{local}]:{self._port}" if ":" in local else f"{local}:{self._port}"
-        settings = {"address": address, "root-certificates": str(self._certificate.authority)}
-        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-        (self._own / "home" / "config.toml").write_text("\n".join([f"[superlink.{_HERE}]", *lines, ""]))
-        command = [*_ours("superlink"), "--host", self._host, "--port", str(self._port), "--enable-supernode-auth"]
-        command += ["--ssl-certfile", str(self._certificate.certificate), "--ssl-keyfile", str(self._certificate.key)]
-        command += ["--ssl-ca-certfile", str(self._certificate.authority), "--disable-runtime-dependency-installation"]
-        self._process = _Process(command, self._environment(), self._own / "superlink.log")
-        try:
-            self._wait_until_up(local)
-        except BaseException:
-            self._process.stop()
-            raise
+        command = ["--enable-supernode-auth", "--ssl-certfile", str(self._certificate.certificate)]
+        command += ["--ssl-keyfile", str(self._certificate.key), "--ssl-ca-certfile", str(authority)]
+        self._start(command, {"root-certificates": str(authority)}, lambda: check_server(local, self._port, authority))
         return self
 
     def __exit__(
@@ -112,6 +111,22 @@ class SuperLink:
         """Stop it and all that it started."""
         if self._process is not None:
             self._process.stop()
+
+    def _start(self, arguments: Sequence[str], settings: Mapping[str, Any], is_up: Callable[[], bool]) -> None:
+        _check_port(self._host, self._port)
+        _prepare(self._own, ["flower-superexec", "flwr-serverapp", "flwr-simulation"], {})
+        local = _local(self._host)
+        address = f"[{local}]:{self._port}" if ":" in local else f"{local}:{self._port}"
+        lines = [f"{name} = {json.dumps(value)}" for name, value in {"address": address, **settings}.items()]
+        (self._own / "home" / "config.toml").write_text("\n".join([f"[superlink.{_HERE}]", *lines, ""]))
+        command = [*_ours("superlink"), "--host", self._host, "--port", str(self._port), *arguments]
+        command.append("--disable-runtime-dependency-installation")
+        self._process = _Process(command, self._environment(), self._own / "superlink.log")
+        try:
+            self._wait_until(is_up, address)
+        except BaseException:
+            self._process.stop()
+            raise
 
     def register(self, roster: Mapping[str, keys.Member]) -> None:
         """Let these sites in, and nobody else.
@@ -124,7 +139,7 @@ class SuperLink:
             path = self._own / "home" / f"{name}.pub"
             path.write_text(member.node + "\n")
             nodes[str(self._flwr("supernode", "register", str(path), _HERE, "--name", name)["node-id"])] = name
-        (self._own / "nodes.json").write_text(json.dumps(nodes))
+        _write_nodes(self._own, nodes)
 
     def connected(self) -> list[str]:
         """Names of the sites that are connected now, sorted."""
@@ -148,8 +163,8 @@ class SuperLink:
             time.sleep(1.0)
         return sites
 
-    def run(self, app: Path | None = None) -> Outcome:
-        """Run the rounds, or the Flower app in the folder ``app``, to the end.
+    def run(self, app: Path | None = None, *arguments: str) -> Outcome:
+        """Run the rounds, or the Flower app in the folder ``app``, to the end; ``arguments`` are those of ``flwr run``.
 
         Raises:
             FederationError: Flower does not start it.
@@ -158,7 +173,7 @@ class SuperLink:
         outcome.unlink(missing_ok=True)
         if app is None:
             app = _write_app(self._own / "app")
-        run = str(self._flwr("run", str(app), _HERE)["run-id"])
+        run = str(self._flwr("run", str(app), _HERE, *arguments)["run-id"])
         started = asked = time.monotonic()
         while not outcome.exists():
             if not (self._process and self._process.alive()):
@@ -179,16 +194,14 @@ class SuperLink:
     def _environment(self) -> dict[str, str]:
         return _environment(self._own) | {"RETICENT_FEDERATION_FOLDER": str(self._folder.resolve())}
 
-    def _wait_until_up(self, host: str) -> None:
+    def _wait_until(self, is_up: Callable[[], bool], address: str) -> None:
         assert self._process is not None
         end = time.monotonic() + _START
         while time.monotonic() < end and self._process.alive():
-            if check_server(host, self._port, self._certificate.authority):
+            if is_up():
                 return
             time.sleep(0.2)
-        raise FederationError(
-            f"the SuperLink did not come up on {host}:{self._port}; see {self._own / 'superlink.log'}"
-        )
+        raise FederationError(f"the SuperLink did not come up on {address}; see {self._own / 'superlink.log'}")
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """What a command of Flower's says, as JSON."""
@@ -203,6 +216,34 @@ class SuperLink:
         if done.returncode != 0 or not said.get("success"):
             raise FederationError(f"flwr {arguments[0]} failed; see {self._own / 'superlink.log'}")
         return said
+
+
+class Simulation(SuperLink):
+    """Sites in processes of this machine that Flower's simulation makes, by means of ray."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, keys.Certificate(folder, folder, folder), "127.0.0.1", _free_port())
+
+    def __enter__(self) -> Self:
+        """Start it.
+
+        Raises:
+            FederationError: ray is not installed, or the SuperLink does not come up.
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise FederationError("Flower's simulation needs ray; install it with: pip install 'flwr[simulation]'")
+        self._start(["--insecure", "--simulation"], {"insecure": True}, lambda: _answers(self._host, self._port))
+        return self
+
+    def simulate(self, names: Sequence[str], *, cores: int = 1, app: Path | None = None) -> Outcome:
+        """Run the rounds with sites of these names, of which each uses ``cores`` while it answers.
+
+        Raises:
+            FederationError: Flower does not start them.
+        """
+        _write_nodes(self._own, list(names))
+        sites = f"num-supernodes={len(names)} client-resources-num-cpus={cores} client-resources-num-gpus=0.0"
+        return self.run(app, "--federation-config", sites)
 
 
 class SuperNode:
@@ -224,7 +265,6 @@ class SuperNode:
         check_server(self._host, self._port, self._authority)
         clientapp = shlex.join([sys.executable, "-c", _CALL.format("clientapp")])
         _prepare(self._own, ["flower-superexec"], {"flwr-clientapp": f'#!/bin/sh\nexec {clientapp} "$@"\n'})
-        (self._own / "home").mkdir(exist_ok=True, mode=0o700)
         command = [*_ours("supernode"), "--superlink", f"{self._host}:{self._port}", "--port", str(_free_port())]
         command += ["--root-certificates", str(self._authority), "--auth-supernode-private-key", str(self._key)]
         command += ["--node-config", f'socket="{self._socket}"']
@@ -247,8 +287,8 @@ class SuperNode:
             end = file.read().decode("utf-8", "replace")
         if "Failed to activate SuperNode" in end:
             return (
-                f"the coordinator at {self._host}:{self._port} does not know the node key of this site; it needs "
-                "the site's card in its roster"
+                f"the coordinator at {self._host}:{self._port} does not know the node key of this site, or takes it "
+                "for connected still; it needs the site's card in its roster, or a minute"
             )
         return f"the line to {self._host}:{self._port} broke; see {log}"
 
@@ -318,20 +358,22 @@ def check_server(host: str, port: int, authority: Path) -> bool:
             return True
     except ssl.SSLCertVerificationError as error:
         raise FederationError(
-            f"the certificate of {host}:{port} is not good by {authority}: {error.verify_message}; nothing was sent"
+            f"the certificate of {host}:{port} is not good: {_BAD.get(error.verify_code, error.verify_message)} "
+            f"(checked by {authority}); nothing was sent"
         ) from None
     except OSError:
         return False
 
 
 class _Process:
-    """A process with all its descendants, whose output goes to a file."""
+    """A process with all that it starts, whose output goes to a file."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._mark = uuid.uuid4().hex
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 command,
-                env=dict(environment),
+                env={**environment, _MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -342,17 +384,14 @@ class _Process:
         return self._popen.poll() is None
 
     def stop(self) -> None:
-        """Ask the process to end, and kill what is still there after a while. Flower detaches some of its children."""
-        family = _descendants(self._popen.pid)
-        if self.alive():
-            self._popen.terminate()
-            try:
-                self._popen.wait(_STOP)
-            except subprocess.TimeoutExpired:
-                family += _descendants(self._popen.pid)
-                self._popen.kill()
-                self._popen.wait()
-        _, left = psutil.wait_procs(family, timeout=1.0)
+        """Ask the process to end, and kill what is still there after a while."""
+        self._popen.terminate()
+        try:
+            self._popen.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        _, left = psutil.wait_procs(self._family(), timeout=1.0)
         for process in left:
             try:
                 process.kill()
@@ -360,12 +399,16 @@ class _Process:
                 continue
         psutil.wait_procs(left, timeout=_STOP)
 
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    def _family(self) -> list[psutil.Process]:
+        """By what they inherited: Flower detaches some, and those whose parent was killed are no descendants more."""
+        family = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(_MARK) == self._mark:
+                    family.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return family
 
 
 def _keep_alive(node: SuperNode, stop: threading.Event, tell: Callable[[str], None]) -> None:
@@ -394,14 +437,9 @@ def _ours(name: str) -> list[str]:
 
 def in_process(name: str) -> None:
     """Be one of Flower's commands, with ours in place of what it trusts too much."""
-    if name == "superlink":
-        _die_with_parent()
-        _superlink()
-    elif name == "supernode":
-        _die_with_parent()
-        _supernode()
-    else:
-        _clientapp()
+    # Without a farewell the SuperLink takes a SuperNode for connected, and lets no other in, for a minute.
+    end_with_parent(grace=0.0 if name == "clientapp" else _STOP)
+    {"superlink": _superlink, "supernode": _supernode, "clientapp": _clientapp}[name]()
 
 
 def _superlink() -> None:
@@ -409,7 +447,7 @@ def _superlink() -> None:
     from flwr.superlink.cli import flower_superlink
 
     create: Any = main.create_app
-    main.create_app = lambda *arguments: SitesOnly(create(*arguments))  # type: ignore[assignment, return-value]
+    main.create_app = lambda *arguments: SitesOnly(create(*arguments))  # type: ignore[assignment]
     flower_superlink()
 
 
@@ -418,7 +456,7 @@ def _supernode() -> None:
     from flwr.supernode.cli import flower_supernode
 
     patched: Any = loop
-    patched.time = _Hasty(loop.time)
+    patched.time = _Hasty(patched.time)
     flower_supernode()
 
 
@@ -483,14 +521,20 @@ def _is_from_here(scope: Mapping[str, Any]) -> bool:
     return address.is_loopback or bool(server and client[0] == server[0])
 
 
-def _die_with_parent() -> None:
-    """End when the process that started this one is gone, however it went."""
+def end_with_parent(grace: float = 0.0) -> None:
+    """End when the process that started this one is gone, however it went; ``grace`` seconds are for a tidy way out.
+
+    Rounds whose SuperLink was killed must not go on beside those that took their place.
+    """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        if grace:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(grace)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -502,6 +546,7 @@ def _prepare(own: Path, commands: Sequence[str], replaced: Mapping[str, str]) ->
     """A folder of exactly the commands that Flower may start by name."""
     folder = own / "bin"
     folder.mkdir(parents=True, exist_ok=True)
+    (own / "home").mkdir(exist_ok=True, mode=0o700)
     for name in commands:
         link = folder / name
         link.unlink(missing_ok=True)
@@ -539,6 +584,11 @@ def _script(name: str) -> str:
     return str(path)
 
 
+def _write_nodes(own: Path, nodes: Mapping[str, str] | list[str]) -> None:
+    """Names by node for the rounds; of simulated sites, by their numbers."""
+    (own / "nodes.json").write_text(json.dumps(nodes))
+
+
 def _write_app(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in APP.items():
@@ -559,6 +609,14 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise FederationError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=5.0):
+            return True
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

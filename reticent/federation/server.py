@@ -384,7 +384,7 @@ class Coordinator:
                 line.left_out[site] = str(error)
                 continue
             if bounded is not None:
-                bounded.add(update)
+                bounded.add(update, below=bool(message.fields.get("below")))
             else:
                 joining.add(update, self._weight(site))
             if control:
@@ -433,7 +433,7 @@ class Coordinator:
             total = self._sum(drawn, line, length(self._shapes, noisy=noisy))
         except PrivacyError as error:
             self._progress.say(f"round {line.round}: no sum: {error}")
-            if noisy and self._ledger is not None and line.masked:
+            if noisy and self._ledger is not None and line.masked and not line.unmasked:
                 self._ledger.record_failure(asked=len(drawn), answered=line.answered)
             return None
         if encoding is not None:
@@ -461,7 +461,11 @@ class Coordinator:
         """
         sent, fields = self._sent(), self._fields(line)
         invited = sorted(drawn)
-        fields |= {"sites": invited, "threshold": asked.threshold(self._asked, len(invited)), "weights": digest(sent)}
+        fields |= {
+            "sites": invited,
+            "threshold": asked.secure_threshold(self._asked, self._plan, len(invited)),
+            "weights": digest(sent),
+        }
         collector = Collector(
             self._start.identities,
             context=context_of(fields),
@@ -490,13 +494,13 @@ class Coordinator:
             lambda site, arrays: collector.share(site, {peer: as_bytes(value) for peer, value in arrays.items()}),
         )
         shared = collector.shared()
+        line.masked = True  # from here on vectors may have left the sites
         phase(
             "masked",
             sorted(shared),
             lambda site: {**sent, **{f"s/{peer}": value for peer, value in _arrays(shared[site]).items()}},
             lambda site, arrays: collector.mask(site, arrays["masked"].numpy().view(np.uint64)),
         )
-        line.masked = True
         survivors = collector.survivors()
         line.answered = len(survivors)
         fields["survivors"] = survivors
@@ -518,6 +522,35 @@ class Coordinator:
             lambda site, arrays: collector.unmask(site, as_bytes(arrays["shares"])),
         )
         return collector.finish()
+
+
+def serve(folder: Path, channel: Channel) -> None:
+    """Runs the rounds of the coordinator's run in ``folder``, and keeps the model and what was promised."""
+    from reticent.federation import keys, local
+    from reticent.federation.site import Host
+    from reticent.models import adapter
+    from reticent.models.load import load_tokenizer
+    from reticent.run import Run
+
+    run = Run.open(folder)
+    recipe = run.recipe
+    name = asked.trained_models(recipe)[-1]
+    roster = keys.read_roster(run.federation_folder() / "roster.json")
+    host = Host(recipe)
+    coordinator = Coordinator(
+        recipe,
+        name,
+        channel,
+        list(roster),
+        local.files(run, name),
+        host.start({site: member.identity for site, member in roster.items()}),
+        run=run.read_provenance()["recipe"],
+    )
+    joint = coordinator.train()
+    run.write_federation(name, local.facts(run, name, joint, host))
+    with run.replacing(run.model_folder(name)) as place:
+        adapter.save(host.finished(joint.weights, joint.base), place, base=asked.public_name(recipe.model.base))
+        load_tokenizer(recipe.model.base).save_pretrained(place)
 
 
 def _arrays(values: Mapping[str, bytes]) -> Update:

@@ -8,15 +8,17 @@ one: nothing is released twice. What a killed site had released to itself only s
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from transformers.pytorch_utils import Conv1D
 
 from reticent import asked
 from reticent.errors import FederationError, PrivacyError
@@ -31,10 +33,10 @@ from reticent.gradients.engines import trained
 from reticent.gradients.rows import Unit
 from reticent.privacy.accounting import spent
 from reticent.privacy.ledger import Ledger
-from reticent.privacy.plan import NonPrivatePlan, Plan
+from reticent.privacy.plan import DPFedAvgPlan, NonPrivatePlan, Plan
 from reticent.progress import SILENT, Progress
 from reticent.recipe import Lora, Recipe
-from reticent.run import ModelName
+from reticent.run import ModelName, Run
 from reticent.training import checkpoint, loop
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ class Host:
             parameters[name].copy_(value)
         for layer, value in base.items():
             name = f"{layer}.base_layer.weight"
+            value = _as_stored(self.model, f"{layer}.base_layer", value)
             if name not in parameters or parameters[name].shape != value.shape:
                 raise FederationError(f"the layer {layer} that was sent is not one of this model's")
             if name not in self._pristine:
@@ -143,7 +146,8 @@ class Host:
             parameters = dict(model.named_parameters())
             with torch.no_grad():
                 for layer, value in base.items():
-                    parameters[layer.removeprefix("base_model.model.") + ".weight"].add_(value)
+                    name = layer.removeprefix("base_model.model.")
+                    parameters[f"{name}.weight"].add_(_as_stored(model, name, value))
             return model
         whole = lora.one_adapter(lora.factors(weights), joining.factored(base), self.scale)
         wrapped = adapter.add_lora(model, rank=whole.rank, alpha=whole.alpha, dropout=0.0, targets=made.targets, seed=0)
@@ -151,6 +155,11 @@ class Host:
             for name, value in lora.named(whole.factors, trained(wrapped)).items():
                 trained(wrapped)[name].copy_(value)
         return wrapped
+
+
+def _as_stored(model: "PreTrainedModel", layer: str, value: torch.Tensor) -> torch.Tensor:
+    """``value``, (out, in), as the layer stores its weight: GPT-2's are (in, out)."""
+    return value.T if any(name == layer and isinstance(one, Conv1D) for name, one in model.named_modules()) else value
 
 
 class Identity(NamedTuple):
@@ -265,6 +274,17 @@ class Site:
     # -------------------------------------------------------------------------------------------------- training
 
     @cached_property
+    def _clients(self) -> DPFedAvgPlan | None:
+        """The promise to whole sites; the coordinator's, as this site works it out itself."""
+        return asked.client_plan(self._recipe, self._model, len(self._signs.roster))
+
+    @property
+    def _signs(self) -> Identity:
+        if self._identity is None:
+            raise PrivacyError(f"site {self.name} has no roster of identities, so no sum can hide its update")
+        return self._identity
+
+    @cached_property
     def _ledger(self) -> Ledger | None:
         return loop.open_ledger(self._folder / "ledger.jsonl", self.plan)
 
@@ -339,7 +359,11 @@ class Site:
         if clip_norm is None:
             self._check_norm(change)
         elif not self._asked.secure_sum:  # there it is clipped as it is encoded
-            change = clip_update(change, clip_norm).update
+            clipped = clip_update(change, clip_norm)
+            change = clipped.update
+            promise = None if self._model == "twin" else self._asked.privacy
+            if promise is not None and promise.clip_quantile is not None:
+                facts["below"] = clipped.below  # to be counted, with noise
         sent, own = correction.finish()
         arrays = self._compressor.encode(change)
         self._state |= {
@@ -380,17 +404,15 @@ class Site:
         fields = message.fields
         if self._state["unmasked"] >= fields["round"][0]:
             raise PrivacyError(f"site {self.name} has helped to open a sum of round {fields['round'][0]} already")
-        if self._identity is None:
-            raise PrivacyError(f"site {self.name} has no roster of identities, so no sum can hide its update")
-        if fields["threshold"] != asked.threshold(self._asked, len(fields["sites"])):
+        if fields["threshold"] != asked.secure_threshold(self._asked, self._clients, len(fields["sites"])):
             raise PrivacyError(f"the sum is to be of {fields['threshold']} sites, which is not what the recipe says")
         context = context_of(fields)
         self._participant = (
             context,
             Participant(
                 self.name,
-                self._identity.key,
-                self._identity.roster,
+                self._signs.key,
+                self._signs.roster,
                 context=context,
                 threshold=fields["threshold"],
                 sites=fields["sites"],
@@ -420,8 +442,10 @@ class Site:
     def _values(self, message: messages.Message) -> np.ndarray:
         """This round's update as whole numbers, with this site's share of the noise, if the sites add it."""
         update, clip_norm = self._made(message).arrays, message.fields["clip_norm"]
-        promise = None if self._model == "twin" else self._asked.privacy
-        if promise is None or promise.noise == "server":
+        plan = self._clients
+        if plan is not None and clip_norm is None:
+            raise PrivacyError("the coordinator sent no clip norm, and the promise needs one")
+        if plan is None or plan.noise == "server":
             units = len(self._units) if self._asked.weights == "units" else None
             if clip_norm is None:
                 return values_of(update, units, vote=True)
@@ -429,8 +453,6 @@ class Site:
             return values_of(clipped.update, units, clipped.below)
         if self._state["noised"] >= self._asked.rounds:
             raise PrivacyError(f"site {self.name} has added noise for all {self._asked.rounds} rounds of the promise")
-        plan = asked.client_plan(self._recipe, self._model, len(self._identity.roster if self._identity else {}))
-        assert plan is not None
         shapes = {name: tuple(value.shape) for name, value in update.items()}
         self._state["noised"] += 1
         checkpoint.write(self._folder / "state", self._state)
@@ -454,3 +476,31 @@ class Site:
 
     def _said(self, message: messages.Message, arrays: Update) -> bytes:
         return messages.pack(f"{message.kind} done", self._about(message), arrays)
+
+
+@cache  # one process of a simulation answers for several sites, many times
+def simulated(folder: Path, index: int) -> Callable[[bytes], bytes]:
+    """The site of a simulation by its number: a silo of the run in ``folder``, in this process.
+
+    The keys of all simulated sites lie in one file, so a secure sum hides nothing here; it is only run.
+    """
+    run, host = _simulation(folder)
+    name = list(asked.units_by_site(run))[index]
+    secrets = json.loads((run.federation_folder() / "simulated.json").read_text(encoding="utf-8"))
+    keys = {site: Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key)) for site, key in secrets.items()}
+    roster = {site: key.public_key().public_bytes_raw() for site, key in keys.items()}
+    model = asked.trained_models(run.recipe)[-1]
+    return Site(
+        name,
+        host,
+        model,
+        asked.units_by_site(run)[name],
+        run.site_folder(model, name),
+        identity=Identity(keys[name], roster),
+    ).answer
+
+
+@cache
+def _simulation(folder: Path) -> tuple[Run, Host]:
+    run = Run.open(folder)
+    return run, Host(run.recipe)

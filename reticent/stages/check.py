@@ -7,7 +7,7 @@ import numpy as np
 from reticent.asked import plan_for, prepared, trained_models
 from reticent.data import canary
 from reticent.data.split import PARTS
-from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan, PrivatePlan
+from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan
 from reticent.recipe import Recipe
 from reticent.stages.canaries import canaries_of, stand_in
 from reticent.stages.reading import read
@@ -28,7 +28,7 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
         plan = plan_for(recipe, name, count)
         rows.append((f"{name}: steps", f"{plan.steps} of {plan.batch_size} expected {plan.unit}s"))
         rows.append((f"{name}: sampling", _sampling(plan)))
-        rows += [(f"{name}: promise", "none")] if isinstance(plan, NonPrivatePlan) else _promise(plan)
+        rows += promised(plan, name)
     return rows + _model(recipe)
 
 
@@ -38,16 +38,19 @@ def _sampling(plan: Plan) -> str:
     return f"Poisson, {plan.sampling_prob:.4g} a step"
 
 
-def _promise(plan: PrivatePlan) -> list[tuple[str, str]]:
+def promised(plan: Plan, name: str = "private") -> list[tuple[str, str]]:
+    """What a plan promises: (label, value) rows."""
+    if isinstance(plan, NonPrivatePlan):
+        return [(f"{name}: promise", "none")]
     from reticent.privacy.accounting import RELATION, spent
 
     total = spent(plan.spent_events(plan.steps), plan.delta)
     return [
-        ("private: mechanism", plan.mechanism),
-        ("private: clip norm", f"{plan.clip_norm:g}"),
-        ("private: noise multiplier", f"{plan.noise_multiplier:.4g}"),
+        (f"{name}: mechanism", plan.mechanism),
+        (f"{name}: clip norm", f"{plan.clip_norm:g}"),
+        (f"{name}: noise multiplier", f"{plan.noise_multiplier:.4g}"),
         (
-            "private: promise",
+            f"{name}: promise",
             f"epsilon {total.epsilon:.4g} at delta {plan.delta:g}, per {plan.unit}, {RELATION} "
             f"(by RDP {total.epsilon_rdp:.4g})",
         ),

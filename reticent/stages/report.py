@@ -42,9 +42,7 @@ def contents(run: Run) -> dict[str, Any]:
     return {
         "title": f"{shown.model.base}, fine-tuned on {_source(shown)}",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "guarantee": run.facts("train").get(
-            "guarantee", {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}
-        ),
+        "guarantee": _guarantee(run),
         "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
         "plots": {**run.read_plots("prepare"), **drawn, "loss": loss, **_rounds(run)},
         "data": run.read_manifest(),
@@ -53,15 +51,34 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
+def coordinated(run: Run) -> dict[str, Any]:
+    """What the coordinator of a real federation can tell: it has no text."""
+    shown = _without_paths(run.recipe)
+    return {
+        "title": f"{shown.model.base}, fine-tuned across sites",
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "guarantee": _guarantee(run),
+        "measurements": [],
+        "plots": _rounds(run),
+        "data": {},
+        "recipe": recipes.dump(shown),
+        "provenance": run.read_provenance(),
+    }
+
+
+def _guarantee(run: Run) -> dict[str, Any]:
+    nothing = {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}
+    guarantee: dict[str, Any] = run.facts("train").get("guarantee", nothing)
+    return guarantee
+
+
 def _rounds(run: Run) -> dict[str, Any]:
     """What travelled in a federation."""
     if federated(run.recipe) is None:
         return {}
     facts = {name: run.read_federation(name) for name in trained_models(run.recipe)}
-    return {
-        "rounds": {name: one["rounds"] for name, one in facts.items()},
-        "bytes_full": next(iter(facts.values()))["bytes_full"],
-    }
+    rounds = {name: one["rounds"] for name, one in facts.items() if one["rounds"]}  # a site knows of none
+    return {"rounds": rounds, "bytes_full": next(iter(facts.values()))["bytes_full"]} if rounds else {}
 
 
 def _source(recipe: Recipe) -> str:

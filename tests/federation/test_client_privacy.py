@@ -16,7 +16,6 @@ from reticent.federation.client_privacy import (
     clip_update,
     contribution,
     encoding_for,
-    mechanism_of,
     read_sum,
     release_shared,
 )
@@ -64,7 +63,7 @@ def path(tmp_path):
 
 def _round(path, plan, updates, asked=5, shapes=SHAPES, clip_norm=None):
     ledger = Ledger.open(path) if path.exists() else Ledger.create(path, plan)
-    mechanism = mechanism_of(plan, ledger, clip_norm)
+    mechanism = mechanism_for(plan, clip_norm)
     total = BoundedSum(shapes, plan, mechanism)
     for update in updates:
         total.add(update)
@@ -208,19 +207,6 @@ def test_a_wrong_update_leaves_the_sum_as_it_was(path, no_noise):
     assert total.answered == 0 and _norm(released.mean) == 0
 
 
-def test_rounds_end_with_the_budget(path):
-    for _ in range(3):
-        _round(path, _plan(), [])
-    with pytest.raises(PrivacyError, match="all 3 rounds .* are spent"):
-        _round(path, _plan(), [])
-
-
-def test_the_ledger_of_another_plan_is_refused(path):
-    _round(path, _plan(), [])
-    with pytest.raises(PrivacyError, match="another privacy plan"):
-        _round(path, _plan(noise_multiplier=0.9), [])
-
-
 def test_poisson_rounds_spend_one_sampled_gaussian_each(path):
     plan = _plan(rounds=8)
     sampler = PoissonSampler(plan.units, plan.sampling_prob)
@@ -235,6 +221,16 @@ def test_the_clip_norm_follows_the_votes_of_those_that_answered(path, no_noise):
     updates = [_update(0, 1e-3), _update(1, 1e-3), _update(2, 10.0)]
     _, mechanism = _round(path, _plan(quantile=FOLLOW), updates, clip_norm=0.7)
     assert mechanism.clip_norm == pytest.approx(0.7 * math.exp(-0.2 * (0.5 / 5 + 0.5 - 0.5)))
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_site_that_has_clipped_says_itself_whether_it_was_below(path, no_noise, said):
+    plan = _plan(quantile=FOLLOW)
+    mechanism = mechanism_for(plan, 0.7)
+    total = BoundedSum(SHAPES, plan, mechanism)
+    total.add(clip_update(_update(0), 0.7).update, below=said)
+    total.release(Ledger.create(path, plan), 1)
+    assert mechanism.clip_norm == pytest.approx(0.7 * math.exp(-0.2 * (0.1 if said else -0.1)))
 
 
 # Distributed noise.

@@ -1,5 +1,6 @@
 """Adapters aggregated as factors, against matrices written out."""
 
+import copy
 import math
 
 import numpy as np
@@ -97,17 +98,22 @@ def _close(x, y, rtol=1e-6):
         np.testing.assert_allclose(value, y[layer], rtol=0, atol=rtol * np.linalg.norm(y[layer]))
 
 
+class _Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.v = nn.Linear(4, 6), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.q(x), self.v(x)
+
+
+def _peft(model, rank, alpha):
+    model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=["q", "v"]))
+    return model, {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
 def test_names_of_a_peft_model_pair_up():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.v = nn.Linear(4, 6), nn.Linear(4, 5)
-
-        def forward(self, x):
-            return self.q(x), self.v(x)
-
-    model = get_peft_model(Model(), LoraConfig(r=2, target_modules=["q", "v"]))
-    names = [name for name, value in model.named_parameters() if value.requires_grad]
+    names = list(_peft(_Model(), 2, 1)[1])
     assert [(pair.layer, {pair.a, pair.b}) for pair in pairs(names)] == [
         ("base_model.model.q", set(names[:2])),
         ("base_model.model.v", set(names[2:])),
@@ -329,6 +335,23 @@ def test_one_adapter_of_one_rank_is_adapter_and_residual():
     assert saved.rank == 3 * RANK and saved.alpha / saved.rank == pytest.approx(scale)
     assert all(b.shape[1] == saved.rank == a.shape[0] for b, a in saved.factors.values())
     _close(_whole(saved.factors), {n: v + _whole(rest)[n] for n, v in _whole(plain).items()})
+
+
+def test_peft_makes_the_same_model_of_the_one_adapter():
+    torch.manual_seed(0)
+    base, scale = _Model(), 4.0
+    x, weight = torch.randn(3, 4), base.q.weight.detach().clone()
+    _, trained = _peft(copy.deepcopy(base), 2, 8)
+    adapter = factors({name: torch.randn_like(value) for name, value in trained.items()})
+    rest = {"base_model.model.q": Factors(torch.randn(6, 3), torch.randn(3, 4))}
+    saved = one_adapter(adapter, rest, scale)
+    model, new = _peft(copy.deepcopy(base), saved.rank, saved.alpha)
+    with torch.no_grad():
+        for name, value in named(saved.factors, new).items():
+            new[name].copy_(value)
+    product = _whole(adapter)["base_model.model.q"] + _whole(rest)["base_model.model.q"]
+    expected = x @ (weight + scale * torch.tensor(product, dtype=torch.float32)).t() + base.q.bias
+    torch.testing.assert_close(model(x)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_one_adapter_without_a_residual_is_itself():

@@ -10,7 +10,7 @@ from reticent.privacy.accounting import spent
 from reticent.privacy.clipping import Quantile
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.noise import mechanism_for
-from reticent.privacy.plan import banded_plan, dpsgd_plan
+from reticent.privacy.plan import banded_plan, dpfedavg_plan, dpsgd_plan
 
 GOOD = {"unit": "owner", "units": 100, "batch_size": 10, "steps": 5, "delta": 1e-3, "clip_norm": 1.0}
 ENTRY = {"sampling_prob": 0.1, "noise_multiplier": 1.0, "clip_norm": 1.0}
@@ -116,8 +116,12 @@ def test_a_line_of_another_release_is_refused(path, plan):
 
 
 def test_a_release_of_another_noise_cannot_be_recorded(path, plan):
-    with pytest.raises(AssertionError):
-        Ledger.create(path, plan).record({**ENTRY, "noise_multiplier": 0.5})
+    ledger = Ledger.create(path, plan)
+    with pytest.raises(PrivacyError, match="its noise_multiplier is 0.5, that of the plan is 1.0"):
+        ledger.record({**ENTRY, "noise_multiplier": 0.5})
+    with pytest.raises(PrivacyError, match="its sampling_prob is None"):
+        ledger.record({"noise_multiplier": 1.0})
+    assert len(ledger) == len(Ledger.open(path)) == 0
 
 
 @pytest.mark.parametrize(
@@ -126,8 +130,9 @@ def test_a_release_of_another_noise_cannot_be_recorded(path, plan):
         dpsgd_plan(**GOOD, clip_style="per-layer", noise_multiplier=1.0),
         dpsgd_plan(**GOOD, quantile=Quantile(target=0.4, rate=0.1, noise=3.0), noise_multiplier=1.0),
         banded_plan(**GOOD, bands=4, noise_multiplier=1.0),
+        dpfedavg_plan(sites=20, per_round=5, rounds=9, delta=1e-3, clip_norm=0.5, noise_multiplier=2.0),
     ],
-    ids=["per-layer", "quantile", "banded"],
+    ids=["per-layer", "quantile", "banded", "sites"],
 )
 def test_every_plan_reads_back_and_is_named_in_its_guarantee(path, plan):
     Ledger.create(path, plan).record(mechanism_for(plan).entry)
@@ -154,3 +159,71 @@ def test_a_banded_plan_spends_what_its_busiest_group_took_part_in(path):
     accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(4 * 10 / 100, dp_accounting.GaussianDpEvent(1.0)), 2)
     assert ledger.guarantee().epsilon == pytest.approx(accountant.get_epsilon(1e-3), rel=1e-3)
+
+
+# Rounds of a federation.
+
+SITES = {"sites": 20, "per_round": 5, "rounds": 9, "delta": 1e-3, "clip_norm": 0.5, "noise_multiplier": 2.0}
+
+
+@pytest.fixture
+def shared():
+    return dpfedavg_plan(**SITES, noise="distributed", threshold=4)
+
+
+def test_the_guarantee_says_who_is_protected_against_whom(path, shared, plan, tmp_path):
+    told = Ledger.create(path, shared).guarantee()
+    assert told.protects == "one site with all its data"
+    assert "also the server, if at least 4 of the sites that answer are honest" in told.against
+    server = Ledger.create(tmp_path / "server", dpfedavg_plan(**SITES)).guarantee()
+    assert server.protects == told.protects and server.against.endswith("not the server")
+    inside = Ledger.create(tmp_path / "site", plan)
+    assert inside.guarantee("a").protects == "one owner at site a"
+    assert inside.guarantee("a").against == "everybody who sees an update of the site, the server included"
+    assert inside.guarantee().protects == "one owner"
+
+
+def test_the_line_of_a_round_says_how_many_were_asked_and_answered(path):
+    plan = dpfedavg_plan(**SITES)
+    Ledger.create(path, plan).record({**mechanism_for(plan).entry, "asked": 6, "answered": 3})
+    assert json.loads(path.read_text().splitlines()[1]) == {
+        "release": 1,
+        "sampling_prob": 0.25,
+        "noise_multiplier": 2.0,
+        "clip_norm": 0.5,
+        "asked": 6,
+        "answered": 3,
+    }
+    assert len(Ledger.open(path)) == 1
+
+
+def test_a_round_that_was_given_up_is_recorded_and_counts(path, shared):
+    ledger = Ledger.create(path, shared)
+    ledger.record_failure(asked=5, answered=2)
+    ledger.record({**mechanism_for(shared).entry, "asked": 5, "answered": 4})
+    again = Ledger.open(path)
+    assert json.loads(path.read_text().splitlines()[1])["failed"] is True
+    assert len(ledger) == len(again) == 2 and again.guarantee() == ledger.guarantee()
+    assert again.guarantee().epsilon == pytest.approx(spent([(shared.release, 2)], shared.delta).epsilon)
+
+
+def test_a_round_whose_draw_must_stay_hidden_cannot_be_given_up(path):
+    ledger = Ledger.create(path, dpfedavg_plan(**SITES))
+    with pytest.raises(PrivacyError, match="2 of 5 answers cannot be given up: the plan draws with probability 0.25"):
+        ledger.record_failure(asked=5, answered=2)
+    assert len(ledger) == 0
+
+
+def test_a_line_of_too_few_answers_is_refused(path, shared):
+    Ledger.create(path, shared)
+    with path.open("a") as file:
+        file.write(json.dumps({"release": 1, **mechanism_for(shared).entry, "asked": 5, "answered": 3}) + "\n")
+    with pytest.raises(PrivacyError, match="ledger.jsonl, line 2: the release recorded there is not one of"):
+        Ledger.open(path)
+
+
+def test_discrete_noise_costs_its_slack(path, shared):
+    ledger = Ledger.create(path, shared)
+    assert ledger.guarantee().epsilon == 0
+    ledger.record({**mechanism_for(shared).entry, "answered": 4})
+    assert 0 < ledger.guarantee().epsilon - spent([(shared.release, 1)], shared.delta).epsilon < 1e-10

@@ -5,7 +5,7 @@ import pytest
 from reticent.errors import PrivacyError
 from reticent.privacy.accounting import Release, spent
 from reticent.privacy.clipping import Clipping, Quantile
-from reticent.privacy.plan import banded_plan, dpsgd_plan, nonprivate_plan
+from reticent.privacy.plan import banded_plan, dpfedavg_plan, dpsgd_plan, nonprivate_plan
 
 GOOD = {"unit": "owner", "units": 100, "batch_size": 10, "steps": 20, "delta": 1e-3, "clip_norm": 1.0}
 
@@ -76,3 +76,57 @@ def test_a_tracked_clip_norm_needs_flat_clipping():
 def test_a_count_that_costs_more_than_the_step_is_refused(noise):
     with pytest.raises(PrivacyError, match=f"noise must be above half the noise multiplier, 0.5, got {noise}"):
         dpsgd_plan(**GOOD, quantile=Quantile(target=0.5, rate=0.2, noise=noise), noise_multiplier=1.0)
+
+
+# Sites as units.
+
+SITES = {"sites": 20, "per_round": 5, "rounds": 30, "delta": 1e-3, "clip_norm": 0.5}
+
+
+def test_noise_at_the_server_is_amplified_by_the_draw_and_shared_noise_is_not():
+    server = dpfedavg_plan(**SITES, noise_multiplier=2.0)
+    shared = dpfedavg_plan(**SITES, noise_multiplier=2.0, noise="distributed", threshold=4)
+    assert server.spent_events(9) == [(Release(0.25, 2.0), 9)] and shared.spent_events(9) == [(Release(1.0, 2.0), 9)]
+    assert server.sampling_prob == shared.sampling_prob == 0.25
+
+
+@pytest.mark.parametrize("shared", [{}, {"noise": "distributed", "threshold": 4}])
+def test_a_plan_for_sites_keeps_its_epsilon(shared):
+    plan = dpfedavg_plan(**SITES, epsilon=4.0, **shared)
+    total = spent(plan.spent_events(plan.steps), plan.delta).epsilon
+    assert 3.9 < total <= 4.0 and (plan.unit, plan.epsilon) == ("client", 4.0)
+
+
+def test_a_plan_for_few_sites_is_refused_unless_forced_by_name():
+    few = {**SITES, "sites": 3, "per_round": 2}
+    with pytest.raises(PrivacyError, match="DP-FedAvg over 3 sites is meaningless, it needs 10 or more"):
+        dpfedavg_plan(**few, noise_multiplier=1.0)
+    assert dpfedavg_plan(**few, noise_multiplier=1.0, few_clients=True).few
+    assert not dpfedavg_plan(**{**SITES, "sites": 10}, noise_multiplier=1.0).few
+
+
+def test_a_delta_of_one_over_the_sites_is_refused():
+    with pytest.raises(PrivacyError, match="below 1 / units = 0.05 .* giving away one whole site"):
+        dpfedavg_plan(**{**SITES, "delta": 0.05}, noise_multiplier=1.0)
+
+
+def test_more_sites_in_a_round_than_there_are_is_refused():
+    with pytest.raises(PrivacyError, match="at most the number of sites, 20, got 21"):
+        dpfedavg_plan(**{**SITES, "per_round": 21}, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("shared", [{"noise": "distributed"}, {"threshold": 3}])
+def test_a_threshold_belongs_to_distributed_noise(shared):
+    with pytest.raises(PrivacyError, match="a threshold with distributed noise, and only with it"):
+        dpfedavg_plan(**SITES, noise_multiplier=1.0, **shared)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 6])
+def test_a_threshold_that_a_round_does_not_reach_or_that_is_no_sum_is_refused(threshold):
+    with pytest.raises(PrivacyError, match=f"from 2 to the expected number of sites in a round, 5, got {threshold}"):
+        dpfedavg_plan(**SITES, noise_multiplier=1.0, noise="distributed", threshold=threshold)
+
+
+def test_a_count_of_sites_that_costs_more_than_the_round_is_refused():
+    with pytest.raises(PrivacyError, match="noise must be above half the noise multiplier"):
+        dpfedavg_plan(**SITES, quantile=Quantile(target=0.5, rate=0.2, noise=0.5), noise_multiplier=1.0)
