@@ -166,7 +166,7 @@ def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
 
     if recipe.train.gradient_checkpointing:
         adapter.recompute_layers(model)
-    asked = recipe.model.adapter
+    asked, across = recipe.model.adapter, federated(recipe)
     if not isinstance(asked, Lora):
         return adapter.train_everything(model)
     return adapter.add_lora(
@@ -176,6 +176,7 @@ def prepared(recipe: Recipe, model: "PreTrainedModel") -> Any:
         dropout=asked.dropout,
         targets=asked.targets,
         seed=recipe.train.seed,
+        freeze_a=across is not None and across.lora == "freeze-a",
     )
 
 

@@ -439,6 +439,9 @@ def federate(
     port: Annotated[int, typer.Option("--port", help="The port that sites connect to.", min=1, max=65535)] = 8443,
     bind: Annotated[str | None, typer.Option("--bind", help="The address to listen at; default the host.")] = None,
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for the sites.", min=1)] = 3600.0,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Flower's simulation of the recipe's silos on this machine (needs ray).")
+    ] = False,
     sets: _Sets = None,
     folder: _Folder = None,
 ) -> None:
@@ -454,13 +457,15 @@ def federate(
     """
     from reticent.stages import federate as stage
 
-    overrides = [*(sets or ()), "data.silos=null", "audit.twin=false"]
+    overrides = [*(sets or ()), "audit.twin=false", *([] if simulate else ["data.silos=null"])]
     own = Run.open(target).recipe if is_run(target) and not sets else _recipe(target, overrides)
     run = Run.create(folder or (target if is_run(target) else default_folder(target)), own)
     progress = RichProgress()
     with run.lock():
         if run.finished("train"):
             progress.say(f"all rounds are done in {run.folder}")
+        elif simulate:
+            stage.simulate(run, progress)
         else:
             invitation = stage.invite(run, card or (), host, port, progress)
             progress.say(f"send {invitation} to the sites, which run: reticent site start SITE invitation.json")
@@ -515,6 +520,11 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
         Run.open(target)  # Says what is wrong.
     where = folder or (target if is_run(target) else default_folder(target))
     run = Run.create(where, _recipe(target, sets), again=again)
+    if run.recipe.federation is not None and run.recipe.data.silos is None and not run.is_site():
+        raise RecipeError(
+            "federation needs sites: say data.silos: {clients: 3} to try it in this process, or see: reticent federate "
+            "-h"
+        )
     progress = RichProgress()
     with run.lock():
         if again:

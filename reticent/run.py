@@ -330,6 +330,10 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
+    def is_site(self) -> bool:
+        """Whether the folder belongs to a site of a real federation."""
+        return (self.folder / "federation" / "site.json").exists()
+
     def write_federation(self, name: ModelName, facts: dict[str, Any]) -> None:
         """Store what sites and coordinator promise together, and what the rounds were."""
         self._write_json(self._model(name) / "federation.json", facts)

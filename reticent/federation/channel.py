@@ -20,7 +20,7 @@ class Channel(Protocol):
         ...
 
     def ask(self, requests: Mapping[str, bytes], deadline: float) -> Iterator[tuple[str, bytes | Failure]]:
-        """Each site's answer as it arrives; after ``deadline`` seconds a failure for each of the others.
+        """Each site's answer in the order of the requests, or its failure, at the latest after ``deadline`` seconds.
 
         An answer that comes later is thrown away.
         """
@@ -38,7 +38,7 @@ class Direct:
         return sorted(self._sites)
 
     def ask(self, requests: Mapping[str, bytes], deadline: float) -> Iterator[tuple[str, bytes | Failure]]:
-        """Answers in the order of the requests; one that raises fails alone. Nothing here can end a late answer."""
+        """Answers one after another; one that raises fails alone. Nothing here can end a late answer."""
         for name, request in requests.items():
             try:
                 yield name, self._sites[name](request)

@@ -73,7 +73,9 @@ class FlowerChannel:
         return sorted(self._names[node] for node in self._grid.get_node_ids() if node in self._names)
 
     def ask(self, requests: Mapping[str, bytes], deadline: float) -> Iterator[tuple[str, bytes | Failure]]:
-        """Each site's answer as it arrives; after ``deadline`` seconds a failure for each of the others.
+        """Each site's answer in the order of the requests, or its failure, at the latest after ``deadline`` seconds.
+
+        In order, because sums depend on it in their last bits; what comes early waits at the SuperLink.
 
         Raises:
             FederationError: a name is not on the roster.
@@ -86,13 +88,18 @@ class FlowerChannel:
                 yield name, Failure("the site is not connected")
             else:
                 waiting[sent] = name
-        while waiting and time.monotonic() < end:
-            for reply in self._grid.pull_messages(list(waiting)):
-                name = waiting.pop(reply.metadata.reply_to_message_id)
-                yield name, _read(reply)
-            time.sleep(min(_POLL, max(0.0, end - time.monotonic())) if waiting else 0.0)
-        for name in waiting.values():
-            yield name, Failure(f"no answer within {deadline:.0f} s")
+        for sent, name in waiting.items():
+            reply = self._pull(sent, end)
+            yield name, Failure(f"no answer within {deadline:.0f} s") if reply is None else _read(reply)
+
+    def _pull(self, sent: str, end: float) -> Message | None:
+        """The reply to a message, asked for until the time ``end``, and once in any case."""
+        while True:
+            for reply in self._grid.pull_messages([sent]):
+                return reply
+            if time.monotonic() >= end:
+                return None
+            time.sleep(min(_POLL, max(0.0, end - time.monotonic())))
 
     def _push(self, name: str, request: bytes, deadline: float) -> str | None:
         node = next((node for node, known in self._names.items() if known == name), None)

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import psutil  # type: ignore[import-untyped]  # it has none
+import psutil
 
 from reticent.errors import FederationError
 from reticent.federation import daemon, keys
@@ -235,6 +235,10 @@ class Simulation(SuperLink):
         self._start(["--insecure", "--simulation"], {"insecure": True}, lambda: _answers(self._host, self._port))
         return self
 
+    def _environment(self) -> dict[str, str]:
+        usual = super()._environment()
+        return usual | {"PATH": os.pathsep.join([usual["PATH"], os.defpath])}  # ray calls commands of the system
+
     def simulate(self, names: Sequence[str], *, cores: int = 1, app: Path | None = None) -> Outcome:
         """Run the rounds with sites of these names, of which each uses ``cores`` while it answers.
 
@@ -385,13 +389,14 @@ class _Process:
 
     def stop(self) -> None:
         """Ask the process to end, and kill what is still there after a while."""
+        family = self._family()
         self._popen.terminate()
         try:
             self._popen.wait(_STOP)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
-        _, left = psutil.wait_procs(self._family(), timeout=1.0)
+        _, left = psutil.wait_procs({*family, *self._family()}, timeout=1.0)
         for process in left:
             try:
                 process.kill()
@@ -400,8 +405,11 @@ class _Process:
         psutil.wait_procs(left, timeout=_STOP)
 
     def _family(self) -> list[psutil.Process]:
-        """By what they inherited: Flower detaches some, and those whose parent was killed are no descendants more."""
-        family = []
+        """Descendants, and what has inherited the mark: those whose parent was killed are no descendants more."""
+        try:
+            family = list(psutil.Process(self._popen.pid).children(recursive=True))
+        except psutil.NoSuchProcess:
+            family = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get(_MARK) == self._mark:

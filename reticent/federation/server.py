@@ -9,7 +9,7 @@ rounds done: the budget is not there twice.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from reticent.federation.secure_sum import Collector
 from reticent.federation.secure_values import as_array, as_bytes, check_room, context_of, length, read_values
 from reticent.federation.terms import Terms, differing, digest
 from reticent.federation.traffic import Traffic, Transfer
+from reticent.privacy.ledger import Guarantee
 from reticent.privacy.noise import Mechanism, mechanism_for
 from reticent.privacy.sampling import PoissonSampler
 from reticent.progress import SILENT, Progress
@@ -97,7 +98,11 @@ class Round(NamedTuple):
 
 @dataclass
 class _State:
-    """What a resumed coordinator goes on with. ``base``: dense arrays by layer, or factors ``LAYER/a``, ``LAYER/b``."""
+    """What a resumed coordinator goes on with. ``base``: dense arrays by layer, or factors ``LAYER/a``, ``LAYER/b``.
+
+    ``opened``: the last round in which sites began to give a secure sum what they give once only. ``met``: what each
+    site said about itself.
+    """
 
     round: int
     weights: Update
@@ -105,6 +110,8 @@ class _State:
     strategy: dict[str, Any]
     clip_norm: float | None
     transfers: list[tuple[int, str, int, int]]
+    met: dict[str, dict[str, Any]]
+    opened: int = 0
 
 
 @dataclass
@@ -172,23 +179,33 @@ class Coordinator:
             self._sampler = PoissonSampler(len(self._names), self._plan.sampling_prob)
         if self._asked.secure_sum:
             check_room(len(self._names), self._asked.max_norm)
-        self._units: dict[str, int] = {}
 
     def _resumed(self) -> _State:
         values = checkpoint.read(self._files.state)
-        state = _State(0, dict(self._start.weights), {}, {}, None, []) if values is None else _State(**values)
+        state = _State(0, dict(self._start.weights), {}, {}, None, [], {}) if values is None else _State(**values)
         self._strategy.load(state.strategy)
-        released = 0 if self._ledger is None else len(self._ledger)
-        if released > state.round:
-            self._progress.say(f"{released - state.round} rounds after the last save are lost; they stay counted")
-            state.round = released
+        if self._noisy and self._ledger is not None and len(self._ledger) < state.opened:
+            self._ledger.record_failure(asked=len(self._names), answered=0)
+        done = max(state.opened, 0 if self._ledger is None else len(self._ledger))
+        if done > state.round:
+            self._progress.say(f"{done - state.round} rounds after the last save are lost; they stay counted")
+            state.round = done
         return state
+
+    @property
+    def _noisy(self) -> bool:
+        """Whether sites add the noise."""
+        return self._plan is not None and self._plan.noise == "distributed"
 
     # ------------------------------------------------------------------------------------------------- the rounds
 
     def train(self) -> Joint:
         """Makes all rounds that are left."""
-        met = self._meet()
+        self._meet(self._names)
+        if not self._state.met:
+            raise FederationError(
+                f"none of the sites answers ({', '.join(self._names)}); start them, then run this again"
+            )
         total = self._asked.rounds
         with (
             loop.log_to(self._files.log, keep=self._state.round, by="round") as log,
@@ -198,65 +215,61 @@ class Coordinator:
             for number in range(self._state.round + 1, total + 1):
                 line = self._round(number, log)
                 task.advance(1, note=_note(line))
-        return Joint(self._state.weights, self._state.base, self._part(met))
+        return Joint(self._state.weights, self._state.base, self._part())
 
-    def _meet(self) -> dict[str, dict[str, Any]]:
-        """What each site that can be reached says about itself."""
-        line = _Line(self._state.round, 1, len(self._names))
+    def _meet(self, sites: Sequence[str]) -> None:
+        """Hears what sites say about themselves."""
+        line = _Line(self._state.round, 1, len(sites))
         hello = messages.pack("hello", {"run": self._run, "model": self._model}, {})
-        met = {}
-        for site, message in self._ask(dict.fromkeys(self._names, hello), "site", line):
-            if wrong := differing(message.fields["terms"], self._start.terms):
+        for site, message in self._ask(dict.fromkeys(sites, hello), "site", line):
+            told = message.fields
+            if not _sound(told):
+                line.left_out[site] = "what it says about itself is malformed"
+                continue
+            if wrong := differing(told["terms"], self._start.terms):
                 raise FederationError(
                     f"site {site} cannot take part: it differs in {'; '.join(wrong)}. Give all sites the same recipe, "
                     "model and versions."
                 )
-            met[site] = message.fields
-            self._units[site] = int(message.fields["units"])
+            self._state.met[site] = {key: told[key] for key in ("units", "epsilon", "delta")}
         for site, why in line.left_out.items():
             self._progress.say(f"site {site} is not there: {why}")
-        if not met:
-            raise FederationError(
-                f"none of the sites answers ({', '.join(self._names)}); start them, then run this again"
-            )
-        return met
 
-    def _part(self, met: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _part(self) -> dict[str, dict[str, Any]]:
         """Gives the sites the result: what each promised, and what it says it has spent, if it can still be asked."""
         line = _Line(self._state.round, 1, len(self._names))
         end = messages.pack("finish", {"run": self._run, "model": self._model}, self._sent())
         said = {
-            site: message.fields["guarantee"]
+            site: message.fields.get("guarantee")
             for site, message in self._ask(dict.fromkeys(self._names, end), "done", line)
         }
         self._save()
-        unknown: dict[str, Any] = {"units": None, "epsilon": None, "delta": None}
         return {
             site: {
-                "units": met.get(site, unknown)["units"],
-                "promise": {key: met.get(site, unknown)[key] for key in ("epsilon", "delta")},
-                "guarantee": said.get(site),
+                "units": met["units"],
+                "promise": {key: met[key] for key in ("epsilon", "delta")},
+                "guarantee": told if _spent(told := said.get(site)) else None,
             }
-            for site in self._names
+            for site, met in sorted(self._state.met.items())
         }
 
     def _round(self, number: int, log: Callable[[Round], None]) -> Round:
         """One round: repeated while too few answer, unless it is paid for already."""
         for attempt in range(1, self._asked.attempts + 1):
+            self._meet([site for site in self._channel.sites() if site in self._names and site not in self._state.met])
             drawn = self._draw(number, attempt)
             line = _Line(number, attempt, len(drawn))
             joined = self._secure(drawn, line) if self._asked.secure_sum else self._plain(drawn, line)
             norm = 0.0 if joined is None else self._move(joined, line)
             # Sites that helped to unmask never give the same values again: two sums could show what is in one only.
             paid = line.unmasked or (self._ledger is not None and len(self._ledger) >= number)
-            if joined is not None or paid:
-                self._state.round = number
-                self._save()
             told = self._told(line, norm, None if joined is None else joined.error)
-            log(told)
+            log(told)  # before it is saved: a round that is made again drops its line
             for site, why in line.left_out.items():
                 self._progress.say(f"round {number}: {site} is left out: {why}")
             if joined is not None or paid:
+                self._state.round = number
+                self._save()
                 return told
         raise FederationError(
             f"round {number} had {line.answered} of {line.asked} sites, too few, in {self._asked.attempts} attempts; "
@@ -363,10 +376,10 @@ class Coordinator:
         }
 
     def _weight(self, site: str) -> float:
-        """By how much a site counts, at most 1."""
+        """By how much a site counts."""
         if self._plan is not None or self._asked.weights == "equal":
             return 1.0
-        return self._units.get(site, 0) / max(self._units.values())
+        return float(self._state.met[site]["units"])
 
     def _plain(self, drawn: list[str], line: _Line) -> Joined | None:
         """What the drawn sites' updates are together; None below the quorum."""
@@ -379,6 +392,8 @@ class Coordinator:
         controls = WeightedMean()
         for site, message in self._ask(dict.fromkeys(drawn, request), "update", line):
             try:
+                if site not in self._state.met:
+                    raise FederationError("it has not said what it is")
                 update, control = self._update(message, line.clip_norm)
             except FederationError as error:
                 line.left_out[site] = str(error)
@@ -389,7 +404,7 @@ class Coordinator:
                 joining.add(update, self._weight(site))
             if control:
                 controls.add(control, 1.0)
-            line.hear(message, self._units.get(site, 1))
+            line.hear(message, self._state.met[site]["units"])
         if bounded is not None:
             assert self._ledger is not None
             return Joined(change=bounded.release(self._ledger, len(drawn)).mean)
@@ -417,15 +432,17 @@ class Coordinator:
             )
         if ("c" in parts) != (self._asked.algorithm == "scaffold"):
             raise FederationError("it must send a control with algorithm: scaffold, and only then")
-        return clipped.update, compress.decode(parts["c"], self._shapes) if "c" in parts else {}
+        control = compress.decode(parts["c"], self._shapes) if "c" in parts else {}
+        if control and not check_update(control, self._shapes, self._asked.max_norm).below:
+            raise FederationError(f"its control is longer than federation.max_norm {self._asked.max_norm:g}")
+        return clipped.update, control
 
     # ---------------------------------------------------------------------------------------------------- secure sum
 
     def _secure(self, drawn: list[str], line: _Line) -> Joined | None:
         """The same without seeing any single update; None if too few stay to the end."""
         self._begin(line)
-        noisy = self._plan is not None and self._plan.noise == "distributed"
-        encoding = None
+        encoding, noisy = None, self._noisy
         if noisy:
             assert self._plan is not None and self._mechanism is not None
             encoding = encoding_for(self._plan, self._mechanism.clip_norm, self._shapes)
@@ -448,6 +465,11 @@ class Coordinator:
         self._record(line)
         self._mechanism.follow(below=values.votes, drawn=line.answered)
         return Joined(change={name: value / self._plan.batch_size for name, value in values.update.items()})
+
+    def _open(self, line: _Line) -> None:
+        """Saves that this round cannot be begun anew: sites add noise, or help to unmask, once a round."""
+        self._state.opened = line.round
+        self._save()
 
     def _record(self, line: _Line) -> None:
         assert self._mechanism is not None and self._ledger is not None
@@ -479,7 +501,7 @@ class Coordinator:
             for site, message in self._ask(requests, f"{kind} done", line):
                 try:
                     take(site, message.arrays)
-                except (KeyError, ValueError, PrivacyError) as error:
+                except (KeyError, TypeError, ValueError, PrivacyError) as error:
                     line.left_out[site] = str(error) if isinstance(error, PrivacyError) else "its answer is malformed"
 
         phase(
@@ -494,6 +516,8 @@ class Coordinator:
             lambda site, arrays: collector.share(site, {peer: as_bytes(value) for peer, value in arrays.items()}),
         )
         shared = collector.shared()
+        if self._noisy:
+            self._open(line)
         line.masked = True  # from here on vectors may have left the sites
         phase(
             "masked",
@@ -511,8 +535,10 @@ class Coordinator:
             lambda site, arrays: collector.confirm(site, as_bytes(arrays["signature"])),
         )
         confirmations = collector.confirmations()
-        if self._plan is not None and self._plan.noise == "distributed":
+        if self._noisy:
             self._record(line)  # before the sum is unmasked
+        else:
+            self._open(line)
         signed = _arrays(confirmations)
         line.unmasked = True
         phase(
@@ -535,15 +561,19 @@ def serve(folder: Path, channel: Channel) -> None:
     run = Run.open(folder)
     recipe = run.recipe
     name = asked.trained_models(recipe)[-1]
-    roster = keys.read_roster(run.federation_folder() / "roster.json")
+    if recipe.data.silos is None:
+        roster = keys.read_roster(run.federation_folder() / "roster.json")
+        identities = {site: member.identity for site, member in roster.items()}
+    else:
+        identities = dict.fromkeys(run.silos(), b"")  # a simulation has no secure sum
     host = Host(recipe)
     coordinator = Coordinator(
         recipe,
         name,
         channel,
-        list(roster),
+        list(identities),
         local.files(run, name),
-        host.start({site: member.identity for site, member in roster.items()}),
+        host.start(identities),
         run=run.read_provenance()["recipe"],
     )
     joint = coordinator.train()
@@ -551,6 +581,26 @@ def serve(folder: Path, channel: Channel) -> None:
     with run.replacing(run.model_folder(name)) as place:
         adapter.save(host.finished(joint.weights, joint.base), place, base=asked.public_name(recipe.model.base))
         load_tokenizer(recipe.model.base).save_pretrained(place)
+
+
+def _sound(told: Mapping[str, Any]) -> bool:
+    """Whether this is what a site says about itself."""
+    units, promise = told.get("units"), [told.get(key) for key in ("epsilon", "delta")]
+    return (
+        isinstance(told.get("terms"), dict)
+        and isinstance(units, int)
+        and 0 < units < 2**40
+        and (promise == [None, None] or all(isinstance(one, float) for one in promise))
+    )
+
+
+def _spent(told: Any) -> bool:
+    """Whether this is a guarantee, as `Guarantee.to_dict` gives it."""
+    return (
+        isinstance(told, dict)
+        and told.keys() == {field.name for field in fields(Guarantee)}
+        and all(isinstance(told[key], int | float) for key in ("epsilon", "delta", "steps"))
+    )
 
 
 def _arrays(values: Mapping[str, bytes]) -> Update:

@@ -8,7 +8,6 @@ one: nothing is released twice. What a killed site had released to itself only s
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
@@ -59,10 +58,6 @@ class Host:
     def model(self) -> "PreTrainedModel":
         """The model, with the weights that training begins with."""
         model: PreTrainedModel = asked.prepared(self.recipe, asked.base_model(self.recipe).model)
-        if self.mode == "freeze-a":
-            kept = lora.b_names(trained(model))
-            for name, parameter in trained(model).items():
-                parameter.requires_grad_(name in kept)
         return model
 
     @property
@@ -353,8 +348,10 @@ class Site:
         self._host.begin(weights, parts.get("d", {}))
         strategy = strategy_for(self._asked.algorithm, **asked.strategy_settings(self._asked))
         correction = strategy.correction(weights, parts.get("c"), self._state["control"])
-        facts = self._steps(start, stop, number, correction.apply)
-        self._trainer.restart()
+        try:
+            facts = self._steps(start, stop, number, correction.apply)
+        finally:
+            self._trainer.restart()  # also after steps that failed
         change = self._host.change(weights)
         if clip_norm is None:
             self._check_norm(change)
@@ -478,29 +475,17 @@ class Site:
         return messages.pack(f"{message.kind} done", self._about(message), arrays)
 
 
-@cache  # one process of a simulation answers for several sites, many times
 def simulated(folder: Path, index: int) -> Callable[[bytes], bytes]:
     """The site of a simulation by its number: a silo of the run in ``folder``, in this process.
 
-    The keys of all simulated sites lie in one file, so a secure sum hides nothing here; it is only run.
+    It is made anew for each message, since the next one may go to another process.
     """
-    run, host = _simulation(folder)
-    name = list(asked.units_by_site(run))[index]
-    secrets = json.loads((run.federation_folder() / "simulated.json").read_text(encoding="utf-8"))
-    keys = {site: Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key)) for site, key in secrets.items()}
-    roster = {site: key.public_key().public_bytes_raw() for site, key in keys.items()}
-    model = asked.trained_models(run.recipe)[-1]
-    return Site(
-        name,
-        host,
-        model,
-        asked.units_by_site(run)[name],
-        run.site_folder(model, name),
-        identity=Identity(keys[name], roster),
-    ).answer
+    run, host, units = _simulation(folder)
+    name, model = list(units)[index], asked.trained_models(run.recipe)[-1]
+    return Site(name, host, model, units[name], run.site_folder(model, name)).answer
 
 
 @cache
-def _simulation(folder: Path) -> tuple[Run, Host]:
+def _simulation(folder: Path) -> tuple[Run, Host, dict[str, list[Unit]]]:
     run = Run.open(folder)
-    return run, Host(run.recipe)
+    return run, Host(run.recipe), asked.units_by_site(run)

@@ -13,9 +13,18 @@ from reticent.models.load import Loaded, load
 
 
 def add_lora(
-    model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str, seed: int
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str] | str,
+    seed: int,
+    freeze_a: bool = False,
 ) -> PeftModel:
     """``model`` with float32 adapters whose B is zero: the model is unchanged until trained.
+
+    ``freeze_a``: only B is trained, so that the mean of several adapters is exact (FFA-LoRA, Sun et al. 2024).
 
     Raises:
         ModelError: no layer has one of the ``targets`` as its name.
@@ -39,6 +48,9 @@ def add_lora(
                 "the names that its layers have."
             ) from None
     assert isinstance(wrapped, PeftModel)
+    for name, parameter in wrapped.named_parameters() if freeze_a else ():
+        if ".lora_A." in name:
+            parameter.requires_grad_(False)
     return wrapped
 
 

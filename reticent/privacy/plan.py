@@ -373,8 +373,8 @@ def _check_sites(sites: int, per_round: int, few_clients: bool) -> None:
     if sites < FEWEST_CLIENTS and not few_clients:
         raise PrivacyError(
             f"DP-FedAvg over {sites} sites is meaningless, it needs {FEWEST_CLIENTS} or more: the noise that hides one "
-            "whole site also drowns the few others. Protect records or owners inside each site instead, or say "
-            "few_clients if it is meant."
+            "whole site also drowns the few others. Protect records or owners inside each site instead (privacy: "
+            "{kind: dp-sgd}), or say federation.privacy.few_clients: true if it is meant."
         )
     if per_round > sites:
         raise PrivacyError(

@@ -5,12 +5,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from reticent.reports.federation import Sent
 from reticent.reports.report import Curve, Exposures, LossPoint, Silo
-from reticent.reports.table import model_names, one_in
+from reticent.reports.table import model_names, number, one_in, share, size
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,8 +21,16 @@ _COLOURS = {"private": "#1d5b86", "twin": "#b5562b", "base": "#7d8590"}
 # Told apart by the colour-blind, and neighbours also in grey: dark and light take turns.
 _ORIGINS = ("#1d5b86", "#e69f00", "#3b1540", "#b5dcf5", "#2e8b63", "#f7ef9a", "#b5562b")
 _OTHERS = "#c9ced6"
+_UP, _DOWN, _LOST = "#1d5b86", "#e69f00", "#e8a09a"
 _INK, _FAINT, _SHADE = "#3c4450", "#c9ced6", "#eef0f3"
 MOST_NAMED = 30  # silos; more are drawn without gaps, and about as many of them as fit are named
+_BAND = "#e6e9ee"
+_POINT: dict[bool | None, dict[str, Any]] = {  # by whether the model is private
+    True: {"color": _COLOURS["private"], "marker": "o", "markersize": 6.5},
+    False: {"color": _COLOURS["twin"], "marker": "D", "markersize": 5.5, "markerfacecolor": "white"},
+    None: {"color": _COLOURS["base"], "marker": "s", "markersize": 5.5},
+}
+_MOST_ROUNDS = 24  # drawn as bars and all numbered
 _LONGEST_NAME = 28  # characters
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a model may be called anything
@@ -156,7 +165,7 @@ def silos(held: dict[str, Silo]) -> str:
         axes.set_yticks(named, [_short(names[i]) for i in named])
         axes.tick_params(axis="y", length=0)
         right = axes.secondary_yaxis("right")
-        right.set_yticks(named, [f"{held[names[i]]['units']:,} · {_bytes(held[names[i]]['bytes'])}" for i in named])
+        right.set_yticks(named, [f"{held[names[i]]['units']:,} · {size(held[names[i]]['bytes'])}" for i in named])
         right.tick_params(length=0)
         right.spines["right"].set_visible(False)
         labels = [label for label, _, _ in layers]
@@ -164,6 +173,141 @@ def silos(held: dict[str, Silo]) -> str:
 
     legend = 0.2 * -(-len(layers) // 3)
     return _svg(draw, salt="silos", height=0.7 + legend + 0.21 * min(len(names), MOST_NAMED))
+
+
+def travelled(lines: Sequence[Sent]) -> str:
+    """Bytes up and down in each round, and below how many of the sites asked have answered."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    at, edges = np.arange(len(lines)), np.arange(len(lines) + 1) - 0.5
+    many = len(lines) > _MOST_ROUNDS
+    up, down, asked, answered = np.array(
+        [(line.up, line.down, line.asked, line.answered) for line in lines], dtype=float
+    ).T
+    left_out = asked - answered
+
+    def draw(panels: Any) -> None:
+        above, below = panels
+        for shift, sent, colour, way in ((-0.19, down, _DOWN, "from"), (0.19, up, _UP, "to")):
+            label = f"{way} the coordinator, {size(sent.sum())} in all"
+            if many:
+                above.stairs(sent, edges, baseline=None, color=colour, linewidth=1.3, label=label)
+            else:
+                above.bar(at + shift, sent, 0.36, color=colour, label=label)
+        for bottom, sites, colour, label in (
+            (0 * asked, answered, _UP, "answered"),
+            (answered, left_out, _LOST, "left out"),
+        ):
+            if label == "answered" or sites.any():
+                if many:
+                    below.stairs(bottom + sites, edges, baseline=bottom, fill=True, color=colour, label=label)
+                else:
+                    below.bar(at, sites, 0.6, bottom=bottom, color=colour, label=label)
+        for i in [] if many else np.flatnonzero(left_out):
+            below.text(i, asked[i], f"−{left_out[i]:,.0f}", color=_INK, fontsize=8, ha="center", va="bottom")
+        above.set(ylabel="bytes, all sites", ylim=(0, max(up.max(), down.max(), 1) * 1.08))
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+        above.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+        above.tick_params(axis="x", length=0)
+        below.set(ylabel="sites asked", ylim=(0, max(asked.max(), 1) * 1.22), xlim=(-0.7, len(lines) - 0.3))
+        below.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, steps=[1, 2, 5, 10]))
+        below.set_xlabel("round")
+        _round_ticks(below, lines)
+        for axes in panels:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, borderaxespad=0, handlelength=1.2)
+
+    return _svg(draw, salt="travelled", height=3.2, nrows=2, sharex=True, height_ratios=(3, 2))
+
+
+def _round_ticks(axes: "Axes", lines: Sequence[Sent]) -> None:
+    """Rounds by number, of many the round ones; another attempt at a round says so."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if len(lines) <= _MOST_ROUNDS * step)
+    shown = [i for i, line in enumerate(lines) if step == 1 or (line.round % step == 0 and line.attempt == 1)]
+    axes.set_xticks(shown, [f"{lines[i].round}" + "′" * (lines[i].attempt - 1) for i in shown])
+
+
+class Compared(NamedTuple):
+    """One model of `comparison`; ``private`` is None for one that was not trained.
+
+    Each measure is a value with the ends of its interval; None where it was not taken.
+    """
+
+    name: str
+    private: bool | None
+    useful: tuple[float, float, float] | None
+    exposed: tuple[float, float, float] | None
+
+
+def comparison(
+    rows: Sequence[Compared],
+    *,
+    chance: tuple[float, float],
+    usefulness: Literal["accuracy", "perplexity"] = "accuracy",
+    guessing: float | None = None,
+) -> str:
+    """Several models side by side: what each is good for, and how well it remembers secrets of its training data.
+
+    Args:
+        rows: From the top down.
+        chance: The exposure in bits, from low to high, of a model that never saw the secrets.
+        usefulness: What ``useful`` measures: a share, or a perplexity.
+        guessing: What a model that knows nothing reaches there.
+
+    Returns:
+        An <svg> element.
+    """
+    accuracy = usefulness == "accuracy"
+
+    def draw(panels: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        useful, exposed = panels
+        _points(useful, rows, [row.useful for row in rows], share if accuracy else number)
+        _points(exposed, rows, [row.exposed for row in rows], lambda bits: f"{bits:.1f}")
+        useful.set_xlabel("accuracy, higher is better" if accuracy else "perplexity, lower is better")
+        if accuracy:
+            useful.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u202f%")
+        exposed.set(
+            xlabel="exposure of secrets in bits, lower is better", xlim=(0, max(exposed.get_xlim()[1], chance[1] * 1.1))
+        )
+        handles: list[Artist] = [
+            Line2D([], [], label=told, linewidth=1.6, **_POINT[private])
+            for private, told in ((None, "not trained"), (False, "not private"), (True, "private"))
+            if any(row.private is private for row in rows)
+        ]
+        if guessing is not None:
+            handles.append(useful.axvline(guessing, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), label="guessing"))
+        handles.append(exposed.axvspan(*chance, color=_BAND, linewidth=0, zorder=0, label="chance"))
+        useful.figure.legend(handles=handles, loc="outside upper left", ncols=5, borderaxespad=0.2)
+
+    return _svg(draw, salt="comparison", height=0.95 + 0.3 * len(rows), ncols=2, sharey=True)
+
+
+def _points(
+    axes: "Axes",
+    rows: Sequence[Compared],
+    values: Sequence[tuple[float, float, float] | None],
+    show: Callable[[float], str],
+) -> None:
+    """A point with its interval for each row, and on the right what it is."""
+    from matplotlib.ticker import MaxNLocator
+
+    for y, (row, measured) in enumerate(zip(rows, values, strict=True)):
+        if measured is not None:
+            value, low, high = measured
+            axes.hlines(y, low, high, color=_POINT[row.private]["color"], linewidth=1.6, zorder=2)
+            axes.plot(value, y, zorder=3, **_POINT[row.private])
+    axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", color=_BAND, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    told = axes.secondary_yaxis("right")
+    told.set_yticks(range(len(rows)), ["–" if one is None else show(one[0]) for one in values])
+    told.spines["right"].set_visible(False)
+    for axis in (axes, told):
+        axis.tick_params(axis="y", length=0)
 
 
 def _by_origin(held: Sequence[dict[str, int]]) -> list[tuple[str, str, np.ndarray]]:
@@ -188,15 +332,6 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 
 
-def _bytes(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.3g}\u202f{unit}"
-
-
 def _percent_ticks(axes: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -205,8 +340,8 @@ def _percent_ticks(axes: "Axes") -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _svg(draw: Callable[["Axes"], None], *, salt: str, height: float, width: float = 7.2) -> str:
-    """What ``draw`` puts on the axes, as an <svg> element; sizes in inches."""
+def _svg(draw: Callable[[Any], None], *, salt: str, height: float, width: float = 7.2, **panels: Any) -> str:
+    """What ``draw`` puts on the axes, several with ``panels``, as an <svg> element; sizes in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -214,7 +349,7 @@ def _svg(draw: Callable[["Axes"], None], *, salt: str, height: float, width: flo
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"reticent-{salt}"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # names in other scripts: the browser has the letters
         figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
+        draw(figure.subplots(**panels))
         text = StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(text.getvalue())

@@ -7,8 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reticent.measurement import Measurement
-from reticent.reports import plots, table
-from reticent.reports.report import Report
+from reticent.reports import federation, plots, table
+from reticent.reports.report import Guarantee, Report
 
 
 class Figure(NamedTuple):
@@ -37,6 +37,7 @@ def render(report: Report) -> str:
     )
     measurements = [Measurement.from_dict(values) for values in report["measurements"]]
     rows = table.verdicts(report)
+    rounds = _rounds(report)
     return environment.get_template("report.html").render(
         title=report["title"],
         created=report["created"],
@@ -49,7 +50,10 @@ def render(report: Report) -> str:
         unanswered=table.unanswered(report),
         redaction=table.redaction(report),
         figures=_figures(report),
-        mechanism=list(_flat({k: v for k, v in report["guarantee"].items() if k != "limits" and v is not None})),
+        protected=federation.protected(report["guarantee"], shown=bool(rounds)),
+        mechanisms=_mechanisms(report["guarantee"]),
+        every_site=federation.every_site(report["guarantee"]),
+        rounds=rounds,
         measurements=measurements,
         model_names=table.MODELS,
         number=table.number,
@@ -59,12 +63,35 @@ def render(report: Report) -> str:
     )
 
 
+def _mechanisms(guarantee: Guarantee) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What each promise was made with, by heading."""
+    sites, clients = guarantee.get("sites"), guarantee.get("clients")
+    told = [("Mechanism and accounting" + (" at the site that promises least" if sites else ""), guarantee)]
+    if clients is not None:
+        told.append(("Mechanism and accounting of the promise to whole sites", clients))
+    apart = ("limits", "sites", "clients")
+    return [
+        (heading, list(_flat({k: v for k, v in one.items() if k not in apart and v is not None})))
+        for heading, one in told
+        if one["epsilon"] is not None
+    ]
+
+
+def _rounds(report: Report) -> list[tuple[str, federation.Table]]:
+    """A table of the rounds of each model, by heading."""
+    rounds = {model: lines for model, lines in report.get("plots", {}).get("rounds", {}).items() if lines}
+    return [
+        (f"Rounds: {label.lower()}", federation.rounds(rounds[key])) for key, label in table.model_names(list(rounds))
+    ]
+
+
 def _figures(report: Report) -> list[Figure]:
     given = report.get("plots", {})
     exposure = {model: bits for model, bits in given.get("exposure", {}).items() if bits["planted"] or bits["held_out"]}
     loss = {model: points for model, points in given.get("loss", {}).items() if points}
     roc = given.get("roc", {})
     silos = given.get("silos")
+    rounds = {model: lines for model, lines in given.get("rounds", {}).items() if lines}
     figures = []
     if silos and silos["silos"]:
         figures.append(
@@ -97,6 +124,17 @@ def _figures(report: Report) -> list[Figure]:
                 "Telling who was in the training data",
                 "The attacker flags the highest scores. On the dashed line this is no better than guessing; the "
                 "further above it, the worse for privacy. The shaded parts hold less than one record to count.",
+            )
+        )
+    if rounds:
+        about = table.subject(report) if table.subject(report) in rounds else next(iter(rounds))
+        figures.append(
+            Figure(
+                Markup(plots.travelled(federation.sent(rounds[about]))),
+                "What travelled" + (f": {table.MODELS.get(about, about).lower()}" if len(rounds) > 1 else ""),
+                "Bytes that all sites sent and were sent in each round, counted as they went, and how many of the "
+                f"sites that were asked have answered. {federation.travelled(rounds[about], given.get('bytes_full'))}"
+                + (" A stroke marks another attempt at a round." if federation.repeats(rounds[about]) else ""),
             )
         )
     if loss:

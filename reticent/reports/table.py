@@ -29,6 +29,15 @@ class Promise(NamedTuple):
     limits: list[str]
 
 
+class _Scope(NamedTuple):
+    """Whom a promise is about, in parts of sentences."""
+
+    whom: str
+    meaning: str
+    changed: str
+    attackers: str
+
+
 class Verdict(NamedTuple):
     """``kind`` chooses the colour, ``text`` says it."""
 
@@ -103,6 +112,26 @@ def one_in(probability: float) -> str:
     return f"1 in {1 / probability:,.0f}"
 
 
+def small(probability: float) -> str:
+    """0.00001 as "1e-5"."""
+    return f"{probability:.3g}".replace("e-0", "e-")
+
+
+def size(count: float) -> str:
+    """Bytes with three digits and a decimal unit."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.3g}\u202f{unit}"
+
+
+def noun(unit: str) -> str:
+    """A unit of privacy as a reader calls it."""
+    return "site" if unit == "client" else unit
+
+
 def _bits(value: float) -> str:
     return f"{value:.1f} bits"
 
@@ -139,7 +168,7 @@ def promise(guarantee: Guarantee) -> Promise:
     rate a the true-positive rate is at most min(e^eps a + delta, 1 - e^-eps (1 - delta - a)).
     """
     limits = list(guarantee.get("limits", []))
-    epsilon, delta, unit = guarantee["epsilon"], guarantee.get("delta") or 0.0, guarantee.get("unit", "unit")
+    epsilon, delta, unit = guarantee["epsilon"], guarantee.get("delta") or 0.0, noun(guarantee.get("unit", "unit"))
     if epsilon is None:
         meaning = [
             "This model was trained without differential privacy. Nothing limits what it may reveal about a person in "
@@ -149,14 +178,11 @@ def promise(guarantee: Guarantee) -> Promise:
     factor = exp(min(epsilon, 700.0))  # near the largest float; the sentences are the same beyond
     sure = (factor + delta) / (1 + factor)
     flagged = min(factor * 0.01 + delta, 1 - (1 - delta - 0.01) / factor)
-    unit_meaning = {
-        "owner": "One owner is one person (a patient, an author) with all of their records.",
-        "record": "One record is one text. A person with several is covered for each alone, not for all together.",
-    }.get(unit, f"The unit is one {unit}.")
     slip = f", except for a slip of probability {one_in(delta)}" if delta else ""
+    scope = _scope(guarantee, unit)
     meaning = [
-        f"{unit_meaning} Had any one {unit} been added or removed, every possible outcome of the training would have "
-        f"been at most {number(factor)} times more or less likely{slip}. This holds for every attacker.",
+        f"{scope.meaning} Had any one {unit} been {scope.changed}, every possible outcome of the training would have "
+        f"been at most {number(factor)} times more or less likely{slip}. {scope.attackers}",
         f"An attacker who starts at even odds on whether one {unit} took part ends up right in at most {share(sure)} "
         f"of cases. Allowed 1 false alarm in 100, they flag at most {share(flagged)} of those who did.",
     ]
@@ -164,13 +190,35 @@ def promise(guarantee: Guarantee) -> Promise:
         meaning.append("These limits are wide: the promise alone rules out little. Read it with the measurements.")
     facts = [
         ("ε (epsilon)", number(epsilon)),
-        ("δ (delta)", f"{delta:.3g}".replace("e-0", "e-")),
-        ("protects", f"each {unit}"),
+        ("δ (delta)", small(delta)),
+        ("protects", f"each {scope.whom}"),
     ]
     relation = guarantee.get("relation", "")
     if relation:
         facts.append(("neighbours", relation.replace("-", " ")))
-    return Promise(f"ε = {number(epsilon)} per {unit}", facts, meaning, limits)
+    return Promise(f"ε = {number(epsilon)} per {scope.whom}", facts, meaning, limits)
+
+
+def _scope(guarantee: Guarantee, unit: str) -> _Scope:
+    if guarantee.get("unit") == "client":
+        return _Scope(
+            "whole site",
+            "One site is one institution with all of its data.",
+            "added or removed",
+            f"This holds against {guarantee.get('against') or 'the other sites and whoever has the model'}.",
+        )
+    one = {
+        "owner": "One owner is one person (a patient, an author) with all of their records{}.",
+        "record": "One record is one text. A person with several is covered for each alone, not for all together.",
+    }.get(unit, f"The unit is one {unit}.")
+    if not guarantee.get("sites"):
+        return _Scope(unit, one.format(""), "added or removed", "This holds for every attacker.")
+    return _Scope(
+        f"{unit} at any one site",
+        one.format(" at one site"),
+        "added to one site or removed from it",
+        "This holds for every attacker outside that site, the coordinator and the other sites included.",
+    )
 
 
 def subject(report: Report) -> str:
@@ -307,6 +355,8 @@ def _bound_note(ours: Measurement, guarantee: Guarantee) -> str:
     promised = guarantee["epsilon"]
     if promised is None:
         return ""
+    if guarantee.get("unit") == "client":
+        return "The promise is to whole sites. This test is not about them."
     if ours.value > promised:
         return f"This contradicts the promise of ε = {number(promised)}."
     if ours.ceiling is not None and ours.ceiling <= promised:
@@ -318,6 +368,8 @@ def _bound_note(ours: Measurement, guarantee: Guarantee) -> str:
 
 def _promised(guarantee: Guarantee) -> str:
     epsilon = guarantee["epsilon"]
+    if guarantee.get("unit") == "client":
+        return "promised to whole sites only"
     return "no limit promised" if epsilon is None else f"ε = {number(epsilon)} (the promise)"
 
 

@@ -4,32 +4,53 @@ from typing import Any
 
 import numpy as np
 
-from reticent.asked import plan_for, prepared, trained_models
+from reticent.asked import client_plan, federated, plan_for, prepared, site_plans, trained_models
 from reticent.data import canary
 from reticent.data.split import PARTS
 from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan
-from reticent.recipe import Recipe
+from reticent.recipe import Federation, Recipe
 from reticent.stages.canaries import canaries_of, stand_in
 from reticent.stages.reading import read
+from reticent.stages.silos import deal, sizes
 
 
 def check(recipe: Recipe) -> list[tuple[str, str]]:
     """What would be trained, on what, with which promise: (label, value) rows. Reads the data, trains nothing."""
     found = read(recipe)
     records = dict(zip(PARTS, np.bincount(found.split.part, minlength=len(PARTS)).tolist(), strict=True))
-    planted = canary.planted_records(canaries_of(recipe, stand_in()))
+    canaries = canaries_of(recipe, stand_in())
+    planted = canary.planted_records(canaries)
     count = found.unit_count("train") + len({unit for _, unit in planted})
     before = " (before scrubbing and benchmarks drop any)" if recipe.data.scrub or recipe.data.benchmarks else ""
     rows = [
         ("records", f"{records['train']} to train on, {records['held_out']} held out, {len(planted)} canaries{before}"),
         ("units", f"{count} {recipe.privacy.unit}s to train on"),
     ]
+    asked = federated(recipe)
+    dealt = deal(recipe, found, canaries) if asked is not None else None
+    if asked is not None and dealt is not None:
+        return rows + _over_sites(recipe, asked, sizes(dealt, [unit for _, unit in planted])) + _model(recipe)
     for name in trained_models(recipe):
         plan = plan_for(recipe, name, count)
         rows.append((f"{name}: steps", f"{plan.steps} of {plan.batch_size} expected {plan.unit}s"))
         rows.append((f"{name}: sampling", _sampling(plan)))
         rows += promised(plan, name)
     return rows + _model(recipe)
+
+
+def _over_sites(recipe: Recipe, asked: Federation, units: dict[str, int]) -> list[tuple[str, str]]:
+    """The plans of a federation: of the sites with the fewest and the most units, and of the promise to whole sites."""
+    drawn = min(asked.per_round or len(units), len(units))
+    rows = [("federation", f"{len(units)} sites, {drawn} in each of {asked.rounds} rounds, {asked.algorithm}")]
+    for name in trained_models(recipe):
+        plans = site_plans(recipe, name, units)
+        for site in dict.fromkeys((min(units, key=units.__getitem__), max(units, key=units.__getitem__))):
+            plan, label = plans[site], f"{name} at {site}"
+            steps = f"{plan.steps // asked.rounds} steps a round of {plan.batch_size} expected {plan.unit}s"
+            rows += [(label, f"{units[site]} units, {steps}"), *promised(plan, label)]
+        clients = client_plan(recipe, name, len(units))
+        rows += [] if clients is None else promised(clients, f"{name}, whole sites")
+    return rows
 
 
 def _sampling(plan: Plan) -> str:

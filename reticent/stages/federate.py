@@ -11,10 +11,12 @@ from reticent import asked
 from reticent.errors import FederationError
 from reticent.federation import keys
 from reticent.progress import Progress
-from reticent.run import Run
-from reticent.stages.site import model_of
+from reticent.run import ModelName, Run
+from reticent.stages.prepare import prepare
+from reticent.stages.site import model_of, require_flower
 
 if TYPE_CHECKING:
+    from reticent.federation.launch import Outcome
     from reticent.reports.report import Report
 
 
@@ -22,6 +24,7 @@ def invite(run: Run, cards: Sequence[Path], host: str, port: int, progress: Prog
     """Makes the roster and the certificate, once: the invitation, which every site is to be sent."""
     from reticent.federation.site import Host
 
+    require_flower()
     if asked.federated(run.recipe) is None:
         raise FederationError(
             "the recipe has no federation section; say how sites train together, as federation: {rounds: 5}"
@@ -69,6 +72,35 @@ def federate(run: Run, host: str, port: int, bind: str, wait: float, progress: P
     fewest = max(2, asked.fewest(run.recipe, len(keys.read_roster(folder / "roster.json"))))
     with _followed(run, progress):
         outcome = launch.federate(run.folder, certificate, bind, port, sites=fewest, deadline=wait)
+    _finish(run, name, outcome)
+
+
+def simulate(run: Run, progress: Progress) -> None:
+    """Runs the rounds over the silos of the recipe in Flower's simulation: the same rounds, sites in other processes.
+
+    Raises:
+        FederationError: ray is missing, or the rounds did not come to their end.
+    """
+    require_flower()
+    from reticent.federation import launch
+
+    across = asked.federated(run.recipe)
+    if across is None or across.secure_sum:
+        raise FederationError(
+            "Flower's simulation needs a federation without secure_sum, whose sites live through a round; say "
+            "federation.secure_sum: false, or train in this process with: reticent run"
+        )
+    if run.recipe.data.silos is None:
+        raise FederationError("a simulation needs records that are dealt to sites; say data.silos: {clients: 3}")
+    if not run.finished("prepare"):
+        prepare(run, progress)
+    name = model_of(run.recipe)
+    with _followed(run, progress), launch.Simulation(run.folder) as flower:
+        outcome = flower.simulate(run.silos())
+    _finish(run, name, outcome)
+
+
+def _finish(run: Run, name: ModelName, outcome: "Outcome") -> None:
     if outcome.error is not None:
         raise FederationError(f"the rounds did not come to their end: {outcome.error}")
     facts = run.read_federation(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reticent.asked import plan_for, trained_models
+from reticent.asked import client_plan, federated, plan_for, site_plans, trained_models
 from reticent.data import canary, store
 from reticent.data.corpus import uniform
 from reticent.data.encode import Encoder
@@ -20,7 +20,7 @@ from reticent.stages.canaries import canaries_of, material
 from reticent.stages.inputs import encoder
 from reticent.stages.reading import Read, read
 from reticent.stages.scrubbing import Scrubbing
-from reticent.stages.silos import Dealt, deal
+from reticent.stages.silos import Dealt, deal, sizes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,9 +45,13 @@ def prepare(run: Run, progress: Progress) -> None:
             f"none of the training records has a token to learn within data.max_tokens = {recipe.data.max_tokens}. "
             "Raise it, or set data.long_records to split."
         )
-    for name in trained_models(recipe):  # A promise that cannot be kept is refused before anything is trained.
-        plan_for(recipe, name, units)
     dealt = deal(recipe, found, canaries)
+    for name in trained_models(recipe):  # A promise that cannot be kept is refused before anything is trained.
+        if federated(recipe) is None or dealt is None:
+            plan_for(recipe, name, units)
+            continue
+        site_plans(recipe, name, sizes(dealt, planted.units))
+        client_plan(recipe, name, len(dealt.summary.silos))
     times = _times(recipe, found)
     with progress.task("writing", total=len(found.corpus)) as task:
         written = _write(run, found, planted, dealt, times, task)

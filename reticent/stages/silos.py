@@ -1,5 +1,6 @@
 """Training records dealt to institutions."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,13 @@ def deal(recipe: Recipe, found: Read, canaries: list[canary.Canary]) -> Dealt | 
             title=title,
         ),
     )
+
+
+def sizes(dealt: Dealt, planted_units: list[str]) -> dict[str, int]:
+    """Units of each silo, planted canaries included; ``planted_units``: the unit of each."""
+    planted = set(zip(dealt.planted.tolist(), planted_units, strict=True))
+    counts = Counter(client for client, _ in planted)
+    return {name: silo.units + counts[number] for number, (name, silo) in enumerate(dealt.summary.silos.items())}
 
 
 def _partition(

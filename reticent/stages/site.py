@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,19 @@ def name_of(run: Run) -> str:
     return str(json.loads(stored.read_text())["name"])
 
 
+def require_flower() -> None:
+    """Refuses to begin without the package that carries the messages.
+
+    Raises:
+        FederationError: it is not installed.
+    """
+    if any(find_spec(name) is None for name in ("flwr", "psutil")):
+        raise FederationError("a federation between machines needs Flower: pip install 'reticent[federation]'")
+
+
 def start(run: Run, invitation: Path, progress: Progress) -> None:
     """Answers the coordinator until the rounds are over; then the model is in the site's run folder."""
+    require_flower()
     from reticent.federation import launch
     from reticent.federation.site import Host, Identity, Site
     from reticent.federation.terms import differing

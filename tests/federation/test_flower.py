@@ -307,6 +307,12 @@ def test_a_site_whose_process_is_gone_says_so(tmp_path):
     assert answer["failure"]["reason"] == "the site's process is not running"
 
 
+def test_a_simulation_without_ray_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FederationError, match=r"pip install 'flwr\[simulation\]'"):
+        launch.Simulation(tmp_path).__enter__()
+
+
 @pytest.mark.slow
 def test_sites_find_a_coordinator_that_was_killed_and_started_again(tmp_path):
     certificate = make_keys(tmp_path / "keys", ["a", "b"])
