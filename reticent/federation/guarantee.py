@@ -8,6 +8,7 @@ from the coordinator's ledger.
 from collections.abc import Mapping
 from typing import Any
 
+from reticent.privacy.accounting import RELATION
 from reticent.privacy.ledger import LIMITS
 from reticent.recipe import Private, Recipe
 
@@ -36,6 +37,7 @@ def guarantee(
     # The mechanism is everywhere the same; sampling and noise are those of the site that promises least.
     first: dict[str, Any] = dict(max(told, key=lambda one: one["epsilon"])) if told else {}
     return {
+        "relation": RELATION,
         **first,
         "epsilon": worst["epsilon"],
         "delta": max(row["delta"] for row in rows),

@@ -177,8 +177,22 @@ class Coordinator:
         if self._plan is not None:
             self._mechanism = mechanism_for(self._plan, self._state.clip_norm)
             self._sampler = PoissonSampler(len(self._names), self._plan.sampling_prob)
+        if strangers := sorted(self._asked.learning_rates.keys() - set(self._names)):
+            raise FederationError(
+                f"federation.learning_rates names {strangers[0]}, which is none of the sites: {', '.join(self._names)}"
+            )
         if self._asked.secure_sum:
             check_room(len(self._names), self._asked.max_norm)
+            self._check_threshold()
+
+    def _check_threshold(self) -> None:
+        drawn = min(self._asked.per_round or len(self._names), len(self._names))
+        needed = asked.secure_threshold(self._asked, self._plan, drawn)
+        if not drawn / 2 < needed <= drawn:
+            raise FederationError(
+                f"federation.threshold must be more than half of the {drawn} sites that are asked, and at most all of "
+                f"them, got {needed}"
+            )
 
     def _resumed(self) -> _State:
         values = checkpoint.read(self._files.state)

@@ -103,6 +103,7 @@ class Host:
             for name, value in weights.items():
                 parameters[name].copy_(value)
         if (added := digest(base) if base else "") != self._added:
+            self._added = "nobody knows"  # until all of it is there
             self._add(joining.added(base, self.scale))
             self._added = added
 
@@ -311,6 +312,8 @@ class Site:
         return made
 
     def _train(self, message: messages.Message) -> bytes:
+        if self._asked.secure_sum:
+            raise PrivacyError(f"site {self.name} gives its update only to a sum: the recipe says secure_sum")
         made = self._made(message)
         arrays = {f"u/{name}": value for name, value in made.arrays.items()}
         control = {f"c/{name}": value for name, value in made.control.items()}
@@ -401,6 +404,9 @@ class Site:
         fields = message.fields
         if self._state["unmasked"] >= fields["round"][0]:
             raise PrivacyError(f"site {self.name} has helped to open a sum of round {fields['round'][0]} already")
+        drawn = min(self._asked.per_round or len(self._signs.roster), len(self._signs.roster))
+        if len(fields["sites"]) != drawn:  # a sum over two sites hides neither from the other
+            raise PrivacyError(f"the sum is to be over {len(fields['sites'])} sites, and the recipe draws {drawn}")
         if fields["threshold"] != asked.secure_threshold(self._asked, self._clients, len(fields["sites"])):
             raise PrivacyError(f"the sum is to be of {fields['threshold']} sites, which is not what the recipe says")
         context = context_of(fields)

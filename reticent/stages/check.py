@@ -95,10 +95,28 @@ def _model(recipe: Recipe) -> list[tuple[str, str]]:
     memory = _memory(recipe, model, trainable, weight_bytes, 512 if tokens == "auto" else tokens) / 2**30
     return [
         ("trainable parameters", f"{trainable:,} of {total:,} ({trainable / total:.2%})"),
+        *_traffic(recipe, trainable, total),
         ("engine", "packed rows" if why is None else f"one unit at a time, several times as slow on a GPU: {why}"),
         ("micro-batch", "searched for before training" if tokens == "auto" else f"{tokens} tokens"),
         ("memory", f"{'from' if tokens == 'auto' else 'about'} {memory:.1f} GiB"),
     ]
+
+
+def _traffic(recipe: Recipe, trainable: int, total: int) -> list[tuple[str, str]]:
+    """What a federation sends, at 4 bytes a number before compression, and how long it takes at 20 Mbit/s."""
+    from reticent.federation.traffic import projected_seconds
+
+    across = federated(recipe)
+    if across is None:
+        return []
+    size = 4 * trainable
+    told = (
+        f"{size / 2**20:.1f} MiB each way for a site in a round, {projected_seconds(size, 20):.0f} s at 20 Mbit/s; the "
+        f"whole model is {total / trainable:.1f} times as large"
+    )
+    if across.lora in ("residual", "merged"):
+        told += f"; lora: {across.lora} sends more"
+    return [("traffic", told)]
 
 
 def _memory(recipe: Recipe, model: Any, trainable: int, weight_bytes: int, tokens: int) -> float:
