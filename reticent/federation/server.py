@@ -357,7 +357,8 @@ class Coordinator:
                     raise FederationError(f"its answer has {received:,} bytes, the most is {self._most:,}")
                 message = messages.unpack(answer)
                 if message.kind == "refused":
-                    raise FederationError(str(message.fields.get("reason"))[:500])
+                    reason = str(message.fields.get("reason"))[:500]
+                    raise FederationError("".join(one if one.isprintable() else " " for one in reason))
                 if message.kind != expected or message.fields.get("site") != site:
                     raise FederationError(f"it answers {message.kind!r} where its {expected!r} is due")
                 if line.asked_for and message.fields.get("round") != [line.round, line.attempt]:

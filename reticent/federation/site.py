@@ -9,7 +9,8 @@ one: nothing is released twice. What a killed site had released to itself only s
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -352,7 +353,8 @@ class Site:
         strategy = strategy_for(self._asked.algorithm, **asked.strategy_settings(self._asked))
         correction = strategy.correction(weights, parts.get("c"), self._state["control"])
         try:
-            facts = self._steps(start, stop, number, correction.apply)
+            with self._seeded(number):
+                facts = self._steps(start, stop, number, correction.apply)
         finally:
             self._trainer.restart()  # also after steps that failed
         change = self._host.change(weights)
@@ -372,6 +374,14 @@ class Site:
             "clip_norm": self._trainer.clip_norm,
         }
         return _Made(arrays, sent or {}, facts)
+
+    @contextmanager
+    def _seeded(self, number: int) -> Iterator[None]:
+        """Dropout follows from recipe, site and round, whatever else this process has made."""
+        device = next(self._host.model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self._settings.seed + number)
+            yield
 
     def _steps(self, start: int, stop: int, number: int, correct: loop.Correct) -> dict[str, Any]:
         """Makes the steps of a round: what may be said about them."""

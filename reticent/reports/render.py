@@ -41,6 +41,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html").render(
         title=report["title"],
         created=report["created"],
+        coordinated=bool(report.get("plots", {}).get("rounds")) and not report.get("data"),
         promised=report["guarantee"]["epsilon"] is not None,
         promise=table.promise(report["guarantee"]),
         subject="Private model" if table.subject(report) == "private" else "This model, not private",

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from reticent.asked import units_of
 from reticent.data import canary
 from reticent.data.canary import Canary
 from reticent.measurement import Measurement
@@ -22,7 +24,7 @@ def audit(run: Run, progress: Progress) -> None:
     from reticent.models.load import load_tokenizer
 
     recipe = run.recipe
-    canaries = canary.from_json(run.read_canaries())
+    canaries = _trained_on(run, canary.from_json(run.read_canaries()))
     secrets = [c for c in canaries if c.role == "secret"] if recipe.audit.exposure else []
     members = [c for c in canaries if c.role == "member"] if recipe.audit.membership else []
     measurements: list[Measurement] = []
@@ -57,6 +59,14 @@ def audit(run: Run, progress: Progress) -> None:
     run.write_measurements("audit", measurements)
     run.write_plots("audit", plots)
     run.finish("audit", {"secrets": len(secrets), "members": len(members)})
+
+
+def _trained_on(run: Run, canaries: Sequence[Canary]) -> list[Canary]:
+    """The canaries with the copies that were trained on: at one site alone, what others hold was not."""
+    if run.recipe.federation is None or run.recipe.federation.only is None:
+        return list(canaries)
+    here = {unit.id: len(unit.records) for unit in units_of(run)}
+    return [replace(one, copies=here.get(one.id, 0), planted=one.id in here) for one in canaries]
 
 
 def _fills(run: Run, secret: Canary, tokenizer: Any) -> list[Tokens]:
