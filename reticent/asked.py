@@ -1,12 +1,12 @@
 """What a recipe asks for, as the libraries take it: plans, settings, the model to train, the units to train on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reticent.errors import DataError, PrivacyError
+from reticent.errors import DataError, FederationError, PrivacyError
 from reticent.privacy.clipping import Quantile
 from reticent.privacy.plan import (
     BandedPlan,
@@ -23,8 +23,6 @@ from reticent.recipe import DPMF, DPSGD, Federation, Lora, NonPrivate, Recipe, T
 from reticent.run import ModelName, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from transformers import PreTrainedModel
 
@@ -110,6 +108,26 @@ def fewest(recipe: Recipe, sites: int) -> int:
     assert asked is not None
     drawn = min(asked.per_round or sites, sites)
     return threshold(asked, drawn) if asked.secure_sum else asked.quorum or math.ceil(drawn / 2)
+
+
+def check_sites(recipe: Recipe, plan: DPFedAvgPlan | None, names: Sequence[str]) -> None:
+    """Refuses settings that do not fit the sites there are.
+
+    Raises:
+        FederationError: it names the setting.
+    """
+    asked = federated(recipe)
+    assert asked is not None
+    if strangers := sorted(asked.learning_rates.keys() - set(names)):
+        raise FederationError(
+            f"federation.learning_rates names {strangers[0]}, which is none of the sites: {', '.join(names)}"
+        )
+    drawn = min(asked.per_round or len(names), len(names))
+    if asked.secure_sum and not drawn / 2 < (needed := secure_threshold(asked, plan, drawn)) <= drawn:
+        raise FederationError(
+            f"federation.threshold must be more than half of the {drawn} sites that are asked, and at most all of "
+            f"them, got {needed}"
+        )
 
 
 def secure_threshold(asked: Federation, plan: DPFedAvgPlan | None, drawn: int) -> int:
@@ -220,8 +238,25 @@ def units_of(run: Run) -> "list[Unit]":
         return _units([(unit, tokens) for unit, _, tokens in run.read_tokens()])
     by_site = units_by_site(run)
     if asked.only not in by_site:
-        raise DataError(f"federation.only must be one of the sites {', '.join(by_site)}, got {asked.only}")
+        raise _no_such_site(asked.only, by_site)
     return by_site[asked.only]
+
+
+def _no_such_site(name: str, sites: Iterable[str]) -> DataError:
+    return DataError(f"federation.only must be one of the sites {', '.join(sites)}, got {name}")
+
+
+def only_site(recipe: Recipe, sizes: Mapping[str, int]) -> int | None:
+    """The units of the site that alone is trained on; None if the recipe names none.
+
+    Raises:
+        DataError: there is no such site.
+    """
+    if recipe.federation is None or recipe.federation.only is None:
+        return None
+    if recipe.federation.only not in sizes:
+        raise _no_such_site(recipe.federation.only, sizes)
+    return sizes[recipe.federation.only]
 
 
 def units_by_site(run: Run) -> "dict[str, list[Unit]]":

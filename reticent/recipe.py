@@ -532,6 +532,14 @@ class Federation(Section):
                 "with privacy a round goes on however few answer (distributed noise has a threshold); leave out quorum",
             ),
             (
+                self.secure_sum and self.quorum is not None,
+                "the quorum of a secure sum is its threshold; leave out quorum",
+            ),
+            (
+                self.threshold is not None and not self.secure_sum,
+                "threshold is that of a secure sum; say secure_sum: true, or leave it out",
+            ),
+            (
                 self.quorum is not None and self.per_round is not None and self.quorum > self.per_round,
                 f"quorum must be <= per_round ({self.per_round}), got {self.quorum}",
             ),
@@ -595,6 +603,12 @@ class Recipe(Section):
             )
         if self.train.shard:
             raise ValueError("train.shard spreads one training over processes; with federation say shard: false")
+        low = sorted(name for name, rate in asked.learning_rates.items() if rate < self.train.min_learning_rate)
+        if low:
+            raise ValueError(
+                f"federation.learning_rates of {low[0]} must be >= train.min_learning_rate "
+                f"({self.train.min_learning_rate:g}), got {asked.learning_rates[low[0]]:g}"
+            )
         if asked.lora in ("residual", "merged") and self.model.dtype != "float32" and self._has_lora:
             raise ValueError(
                 f"federation.lora: {asked.lora} adds to the base model's weights, which must not be rounded; say "

@@ -212,3 +212,108 @@ def test_dump_and_load_keep_the_digest(load):
 )
 def test_recipes_of_the_project_load(path):
     assert recipe.load(path)
+
+
+# The federation section.
+
+FEDERATED = BASE + "federation: {}\n"
+
+
+def test_a_federation_has_defaults(load):
+    asked = load(FEDERATED).federation
+    assert (asked.rounds, asked.algorithm, asked.lora, asked.secure_sum, asked.privacy) == (
+        5,
+        "fedavg",
+        "freeze-a",
+        False,
+        None,
+    )
+    assert load(BASE).federation is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rounds=0"], "federation.rounds must be greater than or equal to 1, got 0"),
+        (["algorithm=fedsgd"], "federation.algorithm must be 'fedavg', 'fedprox', .* or 'fedadam', got 'fedsgd'"),
+        (["lora=ffa"], "federation.lora must be 'freeze-a', 'average', 'product', 'residual' or 'merged', got 'ffa'"),
+        (["compress=zip"], "federation.compress must be 'none', 'lossless', 'bf16', 'int8' or 'top-k', got 'zip'"),
+        (["server_beta1=1"], "federation.server_beta1 must be less than 1, got 1"),
+        (["top_k=0"], "federation.top_k must be greater than 0, got 0"),
+        (["learning_rates={a: 0}"], "federation.learning_rates.* must be greater than 0, got 0"),
+        (["deadline=0"], "federation.deadline must be greater than 0, got 0"),
+        (["round=3"], "unknown key federation.round; did you mean federation.rounds"),
+        (["rounds=7"], r"train.steps must be a multiple of federation.rounds \(7\), got 300"),
+        (["lora=product", "algorithm=scaffold"], "lora: product .* needs algorithm: fedavg or fedprox, got scaffold"),
+        (["lora=residual", "algorithm=fedadam"], "lora: residual .* needs algorithm: fedavg or fedprox, got fedadam"),
+        (["lora=merged", "secure_sum=true"], "lora: merged needs each site's own factors"),
+        (["lora=product", "clip_norm=1"], "lora: product needs each site's own factors"),
+        (["lora=residual"], "federation.lora: residual adds to the base .* say model.dtype: float32, got auto"),
+        (["secure_sum=true", "compress=int8"], "secure_sum adds whole numbers; compress must be none, got int8"),
+        (["secure_sum=true", "algorithm=scaffold"], "scaffold sends a second vector"),
+        (["algorithm=scaffold", "weights=equal", "privacy={epsilon: 8}"], "scaffold sends a second vector"),
+        (["privacy={epsilon: 8}"], "privacy hides one site among equals; say weights: equal"),
+        (["privacy={}", "weights=equal"], "federation.privacy: exactly one of epsilon and noise_multiplier"),
+        (["privacy={epsilon: 8}", "weights=equal", "clip_norm=1"], "leave out federation.clip_norm"),
+        (
+            ["privacy={epsilon: 8, noise: distributed}", "weights=equal"],
+            "distributed hides nothing unless updates are only seen as a sum; say secure_sum: true",
+        ),
+        (
+            ["privacy={epsilon: 8}", "weights=equal", "secure_sum=true", "per_round=4"],
+            "sites cannot be drawn in secret; leave out per_round",
+        ),
+        (["privacy={epsilon: 8}", "weights=equal", "quorum=2"], "leave out quorum"),
+        (["quorum=3", "per_round=2"], r"quorum must be <= per_round \(2\), got 3"),
+        (["secure_sum=true", "quorum=2"], "leave out quorum"),
+        (["threshold=2"], "say secure_sum: true"),
+        (["threshold=1"], "federation.threshold must be greater than or equal to 2, got 1"),
+    ],
+)
+def test_a_federation_that_does_not_fit_together_is_refused(load, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load(FEDERATED, *(f"federation.{one}" for one in overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.shard=true"], "with federation say shard: false"),
+        (["model.quantize=4bit"], "federation needs the same base at every site; say model.quantize: null"),
+        (["train.steps=301"], r"train.steps must be a multiple of federation.rounds \(5\), got 301"),
+    ],
+)
+def test_a_recipe_that_a_federation_cannot_follow_is_refused(load, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load(FEDERATED, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["federation.local=epoch", "train.steps=301"],
+        ["federation.only=hospital", "train.steps=301"],
+        ["federation.lora=merged", "model.dtype=float32"],
+        ["federation.lora=residual", "model.adapter={kind: full}"],
+        [
+            "federation.weights=equal",
+            "federation.secure_sum=true",
+            "federation.privacy={epsilon: 8, noise: distributed}",
+        ],
+        ["federation.weights=equal", "federation.per_round=4", "federation.privacy={noise_multiplier: 1}"],
+    ],
+)
+def test_a_federation_that_fits_together_loads(load, overrides):
+    assert load(FEDERATED, *overrides).federation
+
+
+@pytest.mark.parametrize(
+    ("text", "promises"),
+    [
+        (FEDERATED, True),
+        (FILE + "federation: {}\n", False),
+        (FILE + "federation: {weights: equal, privacy: {epsilon: 8}}\n", True),
+    ],
+)
+def test_a_promise_to_sites_is_a_promise(load, text, promises):
+    assert load(text).promises == promises

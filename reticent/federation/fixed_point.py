@@ -8,8 +8,10 @@ _BLOCK = 2**14  # values converted at once: what they need stays in the cache
 _MOST = 2.0**62
 
 
-def encode(values: np.ndarray, grid: float) -> np.ndarray:
+def encode(values: np.ndarray, grid: float, out: np.ndarray | None = None) -> np.ndarray:
     """(n,) float32 as (n,) uint64: the nearest multiple of ``grid``, negative ones in two's complement.
+
+    ``out``: where they go, instead of a new array.
 
     Rounding is to the nearest, never random: it moves a coordinate by half a step at most, whatever the value, so it
     moves the norm by at most grid sqrt(n) / 2. Random rounding would keep the mean, which noise of many steps hides
@@ -19,7 +21,7 @@ def encode(values: np.ndarray, grid: float) -> np.ndarray:
         FederationError: a value is not finite, or not below 2^62 steps.
     """
     assert values.ndim == 1 and values.dtype == np.float32, (values.shape, values.dtype)
-    encoded = np.empty(len(values), dtype=np.int64)
+    encoded = np.empty(len(values), dtype=np.int64) if out is None else out.view(np.int64)
     steps = np.empty(_BLOCK)
     for start in range(0, len(values), _BLOCK):
         found = steps[: len(values) - start]

@@ -79,7 +79,7 @@ def card(name: str, folder: Path) -> str:
     Raises:
         FederationError: the name is not letters, digits and hyphens, or a key is missing.
     """
-    _check_name(name)
+    check_name(name)
     line = _check_node(_read(folder / "node-key.pub", "public node key").decode("ascii", "replace"), name)
     identity = read_identity(folder / "identity-key").public_key().public_bytes_raw()
     return json.dumps({"name": name, "node": line, "identity": identity.hex()})
@@ -262,7 +262,12 @@ def _check_identity(text: str, name: str) -> bytes:
     return raw
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuses what cannot be a site's name.
+
+    Raises:
+        FederationError: it is not 1 to 63 of a-z, 0-9 and inner hyphens.
+    """
     if not _NAME.fullmatch(name):
         raise FederationError(f"a site's name is 1 to 63 of a-z, 0-9 and -, not {name!r}")
 
@@ -275,7 +280,7 @@ def _members(entries: Iterable[Any]) -> dict[str, Member]:
         name, node, identity = (entry[field] for field in ("name", "node", "identity"))
         if not all(isinstance(field, str) for field in (name, node, identity)):
             raise FederationError("the fields of a site's card are strings")
-        _check_name(name)
+        check_name(name)
         member = Member(_check_node(node, name), _check_identity(identity, name))
         for other, known in members.items():
             if name == other or member.node == known.node or member.identity == known.identity:

@@ -266,7 +266,10 @@ class Collector:
     def advertise(self, name: str, message: bytes) -> None:
         """Takes what a site advertises."""
         self._take("advertise", name, among=self._session.points, taken=self._advertised)
-        self._keys[name] = self._session.key(name, message, phase="advertise")
+        found = self._session.key(name, message, phase="advertise")
+        for public in (found.seal, found.mask):  # one that every honest site would refuse later is refused now
+            _agree("advertise", X25519PrivateKey.generate(), name, public)
+        self._keys[name] = found
         self._advertised[name] = message
 
     def advertised(self) -> dict[str, bytes]:

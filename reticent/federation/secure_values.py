@@ -36,8 +36,14 @@ def values_of(update: Mapping[str, torch.Tensor], units: int | None, vote: bool)
         FederationError: a value is not finite.
     """
     weight = 1.0 if units is None else min(units, _MOST_UNITS) / _MOST_UNITS
-    parts = [update[name].reshape(-1).numpy() * np.float32(weight) for name in sorted(update)]
-    return encode(np.concatenate([*parts, np.array([weight, vote], dtype=np.float32)]), GRID)
+    vector = np.empty(sum(value.numel() for value in update.values()) + 2, dtype=np.uint64)
+    start = 0
+    for name in sorted(update):  # one by one: new memory costs more than the numbers that go there
+        part = update[name].reshape(-1).numpy() * np.float32(weight)
+        encode(part, GRID, out=vector[start : start + len(part)])
+        start += len(part)
+    encode(np.array([weight, vote], dtype=np.float32), GRID, out=vector[start:])
+    return vector
 
 
 def read_values(total: np.ndarray, shapes: Shapes) -> Values:

@@ -177,22 +177,9 @@ class Coordinator:
         if self._plan is not None:
             self._mechanism = mechanism_for(self._plan, self._state.clip_norm)
             self._sampler = PoissonSampler(len(self._names), self._plan.sampling_prob)
-        if strangers := sorted(self._asked.learning_rates.keys() - set(self._names)):
-            raise FederationError(
-                f"federation.learning_rates names {strangers[0]}, which is none of the sites: {', '.join(self._names)}"
-            )
+        asked.check_sites(recipe, self._plan, self._names)
         if self._asked.secure_sum:
             check_room(len(self._names), self._asked.max_norm)
-            self._check_threshold()
-
-    def _check_threshold(self) -> None:
-        drawn = min(self._asked.per_round or len(self._names), len(self._names))
-        needed = asked.secure_threshold(self._asked, self._plan, drawn)
-        if not drawn / 2 < needed <= drawn:
-            raise FederationError(
-                f"federation.threshold must be more than half of the {drawn} sites that are asked, and at most all of "
-                f"them, got {needed}"
-            )
 
     def _resumed(self) -> _State:
         values = checkpoint.read(self._files.state)
@@ -285,6 +272,7 @@ class Coordinator:
                 self._state.round = number
                 self._save()
                 return told
+        self._save()  # what has travelled
         raise FederationError(
             f"round {number} had {line.answered} of {line.asked} sites, too few, in {self._asked.attempts} attempts; "
             "see that the sites run, then start this again: it goes on here"
@@ -394,7 +382,7 @@ class Coordinator:
         """By how much a site counts."""
         if self._plan is not None or self._asked.weights == "equal":
             return 1.0
-        return float(self._state.met[site]["units"])
+        return float(self._state.met[site]["units"] or 1)
 
     def _plain(self, drawn: list[str], line: _Line) -> Joined | None:
         """What the drawn sites' updates are together; None below the quorum."""
@@ -419,7 +407,7 @@ class Coordinator:
                 joining.add(update, self._weight(site))
             if control:
                 controls.add(control, 1.0)
-            line.hear(message, self._state.met[site]["units"])
+            line.hear(message, self._state.met[site]["units"] or 1)
         if bounded is not None:
             assert self._ledger is not None
             return Joined(change=bounded.release(self._ledger, len(drawn)).mean)
@@ -603,8 +591,7 @@ def _sound(told: Mapping[str, Any]) -> bool:
     units, promise = told.get("units"), [told.get(key) for key in ("epsilon", "delta")]
     return (
         isinstance(told.get("terms"), dict)
-        and isinstance(units, int)
-        and 0 < units < 2**40
+        and (units is None or (isinstance(units, int) and 0 < units < 2**40))
         and (promise == [None, None] or all(isinstance(one, float) for one in promise))
     )
 

@@ -35,7 +35,7 @@ from reticent.privacy.accounting import spent
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.plan import DPFedAvgPlan, NonPrivatePlan, Plan
 from reticent.progress import SILENT, Progress
-from reticent.recipe import Lora, Recipe
+from reticent.recipe import Lora, Private, Recipe
 from reticent.run import ModelName, Run
 from reticent.training import checkpoint, loop
 
@@ -247,8 +247,13 @@ class Site:
             return messages.pack("refused", {"reason": str(error)}, {})
 
     def _hello(self, message: messages.Message) -> bytes:
-        told = {"units": len(self._units), "terms": self._host.terms, **self._promise()}
-        return messages.pack("site", {"site": self.name, **told}, {})
+        # Where it serves neither the mean nor a promise to units, the number of units stays here.
+        counts = self._asked.weights == "units" and not self._asked.secure_sum
+        told = counts or isinstance(self._recipe.privacy, Private)
+        units = len(self._units) if told else None
+        return messages.pack(
+            "site", {"site": self.name, "units": units, "terms": self._host.terms, **self._promise()}, {}
+        )
 
     def _finish(self, message: messages.Message) -> bytes:
         parts = messages.split(message.arrays)

@@ -25,8 +25,8 @@ def audit(run: Run, progress: Progress) -> None:
 
     recipe = run.recipe
     canaries = _trained_on(run, canary.from_json(run.read_canaries()))
-    secrets = [c for c in canaries if c.role == "secret"] if recipe.audit.exposure else []
-    members = [c for c in canaries if c.role == "member"] if recipe.audit.membership else []
+    secrets = _both([c for c in canaries if c.role == "secret"] if recipe.audit.exposure else [])
+    members = _both([c for c in canaries if c.role == "member"] if recipe.audit.membership else [])
     measurements: list[Measurement] = []
     plots: dict[str, Any] = {"exposure": {}, "roc": {}}
     if secrets or members:
@@ -67,6 +67,12 @@ def _trained_on(run: Run, canaries: Sequence[Canary]) -> list[Canary]:
         return list(canaries)
     here = {unit.id: len(unit.records) for unit in units_of(run)}
     return [replace(one, copies=here.get(one.id, 0), planted=one.id in here) for one in canaries]
+
+
+def _both(canaries: list[Canary]) -> list[Canary]:
+    """``canaries``, or none where fewer than two were trained on, or were not: there is nothing to compare."""
+    planted = sum(one.planted for one in canaries)
+    return canaries if min(planted, len(canaries) - planted) >= 2 else []
 
 
 def _fills(run: Run, secret: Canary, tokenizer: Any) -> list[Tokens]:

@@ -4,7 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from reticent.asked import client_plan, federated, plan_for, prepared, site_plans, trained_models
+from reticent.asked import (
+    check_sites,
+    client_plan,
+    federated,
+    only_site,
+    plan_for,
+    prepared,
+    site_plans,
+    trained_models,
+)
 from reticent.data import canary
 from reticent.data.split import PARTS
 from reticent.privacy.plan import BandedPlan, NonPrivatePlan, Plan
@@ -22,14 +31,17 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
     planted = canary.planted_records(canaries)
     count = found.unit_count("train") + len({unit for _, unit in planted})
     before = " (before scrubbing and benchmarks drop any)" if recipe.data.scrub or recipe.data.benchmarks else ""
+    asked, dealt = federated(recipe), deal(recipe, found, canaries)
+    by_site = None if dealt is None else sizes(dealt, [unit for _, unit in planted])
+    count = (only_site(recipe, by_site) if by_site is not None else None) or count
     rows = [
         ("records", f"{records['train']} to train on, {records['held_out']} held out, {len(planted)} canaries{before}"),
         ("units", f"{count} {recipe.privacy.unit}s to train on"),
     ]
-    asked = federated(recipe)
-    dealt = deal(recipe, found, canaries) if asked is not None else None
-    if asked is not None and dealt is not None:
-        return rows + _over_sites(recipe, asked, sizes(dealt, [unit for _, unit in planted])) + _model(recipe)
+    if asked is not None and by_site is not None:
+        return rows + _over_sites(recipe, asked, by_site) + _model(recipe)
+    if asked is not None:
+        rows.append(("federation", "between machines; what follows is the plan of a site with these records"))
     for name in trained_models(recipe):
         plan = plan_for(recipe, name, count)
         rows.append((f"{name}: steps", f"{plan.steps} of {plan.batch_size} expected {plan.unit}s"))
@@ -49,6 +61,7 @@ def _over_sites(recipe: Recipe, asked: Federation, units: dict[str, int]) -> lis
             steps = f"{plan.steps // asked.rounds} steps a round of {plan.batch_size} expected {plan.unit}s"
             rows += [(label, f"{units[site]} units, {steps}"), *promised(plan, label)]
         clients = client_plan(recipe, name, len(units))
+        check_sites(recipe, clients, list(units))
         rows += [] if clients is None else promised(clients, f"{name}, whole sites")
     return rows
 

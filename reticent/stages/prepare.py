@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reticent.asked import client_plan, federated, plan_for, site_plans, trained_models
+from reticent.asked import check_sites, client_plan, federated, only_site, plan_for, site_plans, trained_models
 from reticent.data import canary, store
 from reticent.data.corpus import uniform
 from reticent.data.encode import Encoder
@@ -47,11 +47,12 @@ def prepare(run: Run, progress: Progress) -> None:
         )
     dealt = deal(recipe, found, canaries)
     for name in trained_models(recipe):  # A promise that cannot be kept is refused before anything is trained.
-        if federated(recipe) is None or dealt is None:
-            plan_for(recipe, name, units)
+        by_site = None if dealt is None else sizes(dealt, planted.units)
+        if federated(recipe) is None or by_site is None:
+            plan_for(recipe, name, units if by_site is None else only_site(recipe, by_site) or units)
             continue
-        site_plans(recipe, name, sizes(dealt, planted.units))
-        client_plan(recipe, name, len(dealt.summary.silos))
+        site_plans(recipe, name, by_site)
+        check_sites(recipe, client_plan(recipe, name, len(by_site)), list(by_site))
     times = _times(recipe, found)
     with progress.task("writing", total=len(found.corpus)) as task:
         written = _write(run, found, planted, dealt, times, task)

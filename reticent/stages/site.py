@@ -25,6 +25,7 @@ def init(run: Run, name: str, progress: Progress) -> Path:
     """Prepares the site's data and makes its keys: the card, which the coordinator is to be sent."""
     if asked.federated(run.recipe) is None:
         raise RunError("the recipe has no federation section; say how sites train together, as federation: {rounds: 5}")
+    keys.check_name(name)
     if not run.finished("prepare"):
         prepare(run, progress)
     folder = run.federation_folder()

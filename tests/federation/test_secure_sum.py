@@ -646,3 +646,16 @@ def test_a_site_is_invited_under_its_own_identity(name, key):
     roster = {each: public(each) for each in "abc"}
     with pytest.raises(PrivacyError, match=f"start, site '{name}': is not invited, or the roster pins another"):
         Participant(name, identity(key), roster, context=b"", threshold=2, sites=["a", "b"])
+
+
+def test_a_key_of_low_order_is_refused_before_others_see_it():
+    sites, roster = ["a", "b", "c"], {}
+    identities = {name: Ed25519PrivateKey.generate() for name in sites}
+    roster = {name: key.public_key().public_bytes_raw() for name, key in identities.items()}
+    about = {"context": b"run 1", "threshold": 2, "sites": sites}
+    session = secure_sum._Session(roster, **about)
+    keys = secure_sum._Keys(bytes(32), bytes(32), bytes(32))
+    message = b"".join(keys) + identities["a"].sign(session.statement("a", keys))
+    collector = Collector(roster, length=1, **about)
+    with pytest.raises(PrivacyError, match="a.*public key is not valid"):
+        collector.advertise("a", message)

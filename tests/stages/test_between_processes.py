@@ -62,10 +62,9 @@ class Workplace:
         self.started.append((made, log.name))
         return made
 
-    def done(self, *processes, code=0, seconds=170):
+    def done(self, *processes, code=0, seconds=300):
         for process in processes:
-            log = next(path for one, path in self.started if one is process)
-            assert process.wait(timeout=seconds) == code, open(log).read()
+            assert process.wait(timeout=seconds) == code, self.told(process)
 
     def told(self, process):
         with open(next(path for one, path in self.started if one is process)) as log:
@@ -81,9 +80,9 @@ class Workplace:
 
     def invited(self, *more):
         """The coordinator, begun, and where its invitation lies."""
-        coordinator = self.command("federate", "shared.yaml", "--port", str(_port()), "--wait", "120", *more)
+        coordinator = self.command("federate", "shared.yaml", "--port", str(_port()), "--wait", "200", *more)
         invitation = self.folder / "runs" / "shared" / "federation" / "invitation.json"
-        _until(invitation.exists, 60)
+        _until(invitation.exists, 120)
         return coordinator, str(invitation)
 
     def site(self, name, invitation):
@@ -147,7 +146,7 @@ def test_a_site_that_is_killed_comes_back_and_keeps_its_ledger(place):
     )
     coordinator, invitation = place.invited(*place.cards())
     sites = {name: place.site(name, invitation) for name in SITES}
-    _until(lambda: place.rounds("private"), 120)
+    _until(lambda: place.rounds("private"), 200)
     os.killpg(sites["north"].pid, signal.SIGKILL)
     sites["north"] = place.site("north", invitation)
     place.done(coordinator, *sites.values())
