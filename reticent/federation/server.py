@@ -228,10 +228,14 @@ class Coordinator:
                 line.left_out[site] = "what it says about itself is malformed"
                 continue
             if wrong := differing(told["terms"], self._start.terms):
-                raise FederationError(
+                why = (
                     f"site {site} cannot take part: it differs in {'; '.join(wrong)}. Give all sites the same recipe, "
                     "model and versions."
                 )
+                if not self._state.round:  # nothing is lost yet
+                    raise FederationError(why)
+                line.left_out[site] = why
+                continue
             self._state.met[site] = {key: told[key] for key in ("units", "epsilon", "delta")}
         for site, why in line.left_out.items():
             self._progress.say(f"site {site} is not there: {why}")

@@ -50,7 +50,7 @@ def mechanism_for(plan: PrivatePlan, clip_norm: float | None = None) -> Mechanis
     if isinstance(plan, BandedPlan):
         return Banded(plan, SystemWords())
     if isinstance(plan, DPFedAvgPlan) and plan.noise == "distributed":
-        return Distributed(plan, clip_norm)
+        return Distributed(plan, SystemWords(), clip_norm)
     return Gaussian(plan, SystemWords(), clip_norm)
 
 
@@ -69,13 +69,6 @@ def add_noise(sums: Mapping[str, torch.Tensor], std: float, source: Words) -> No
             value.add_(noise.to(value.device), alpha=std)
 
 
-def _entry(plan: DPSGDPlan, clip_norm: float) -> dict[str, float]:
-    entry = {**plan.release._asdict(), "clip_norm": clip_norm}
-    if plan.quantile is None:
-        return entry
-    return {**entry, "sum_noise_multiplier": plan.sum_noise, "count_noise": plan.quantile.noise}
-
-
 class Gaussian:
     """Independent noise at every step; the clip norm follows a quantile of the norms if the plan says so."""
 
@@ -91,7 +84,10 @@ class Gaussian:
     @property
     def entry(self) -> dict[str, float]:
         """What the ledger says about the step's release: of the sum and the count, if both are released."""
-        return _entry(self._plan, self.clip_norm)
+        entry = {**self._plan.release._asdict(), "clip_norm": self.clip_norm}
+        if self._plan.quantile is None:
+            return entry
+        return {**entry, "sum_noise_multiplier": self._plan.sum_noise, "count_noise": self._plan.quantile.noise}
 
     def add_noise(self, sums: Mapping[str, torch.Tensor]) -> float:
         """Noise of ``plan.sum_noise`` times the clip norm, in place; its standard deviation."""
@@ -109,22 +105,11 @@ class Gaussian:
         self.clip_norm = quantile.next_norm(self.clip_norm, float(count[0]), self._plan.batch_size)
 
 
-class Distributed:
-    """Noise that the sites have added already, in shares, before the server got the sum: none is added here."""
+class Distributed(Gaussian):
+    """Noise that the sites have added already, in shares, before the server got the sum: none is added here.
 
-    def __init__(self, plan: DPFedAvgPlan, clip_norm: float | None = None) -> None:
-        self._plan = plan
-        self.clip_norm = plan.clip_norm if clip_norm is None else clip_norm
-
-    @property
-    def clipping(self) -> Clipping:
-        """What must bound the sites of the round that comes."""
-        return Clipping(self.clip_norm, self._plan.clip_style)
-
-    @property
-    def entry(self) -> dict[str, float]:
-        """What the ledger says about the round's release; how many sites answered must be added to it."""
-        return _entry(self._plan, self.clip_norm)
+    To its ``entry`` must be added how many sites answered.
+    """
 
     def add_noise(self, sums: Mapping[str, torch.Tensor]) -> float:
         """Nothing is added; the standard deviation of what ``threshold`` shares, the fewest, have added."""

@@ -232,6 +232,24 @@ def test_a_site_that_comes_late_takes_part(world, secure):
         torch.testing.assert_close(joint.weights[name], value + mean, atol=1e-6, rtol=1e-4)
 
 
+def test_a_site_that_comes_late_and_differs_is_left_out(world):
+    trial = world(3)
+
+    def late(kind, request, answer):
+        if not trial.log:
+            return Failure("gone")
+        if kind != "hello":
+            return answer(request)
+        told = messages.unpack(answer(request))
+        fields = {**told.fields, "terms": {**told.fields["terms"], "recipe": "another"}}
+        return messages.pack(told.kind, fields, {})
+
+    trial.wire.faults["site-2"] = late
+    trial.train()
+    assert [line["answered"] for line in trial.log] == [2, 2]
+    assert any("site-2 cannot take part: it differs in recipe (another" in line for line in trial.said.lines)
+
+
 def test_without_any_site_nothing_begins(world):
     trial = world(2)
     trial.wire.faults = dict.fromkeys(trial.units, lambda *_: Failure("gone"))
