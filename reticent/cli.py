@@ -359,7 +359,7 @@ def site_init(
     """
     from reticent.stages import site as stage
 
-    own = recipe.load(target, [*(sets or ()), "data.silos=null", "audit.twin=false"])
+    own = stage.own_recipe(target, name, sets or ())
     run = Run.create(folder or Path("sites") / name, own)
     with run.lock():
         card = stage.init(run, name, RichProgress())

@@ -30,12 +30,10 @@ def main() -> int:
     asked.folder.mkdir(parents=True)
     rows = _invented(asked.patients) if asked.file is None else _read(asked.file, asked.records)
     began = time.monotonic()
-    for number, (name, own) in enumerate(zip(HOSPITALS, _dealt(rows), strict=True)):
+    for name, own in zip(HOSPITALS, _dealt(rows), strict=True):
         path = asked.folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
-        # A seed of its own, so that each hospital plants secrets of its own.
-        here = ["-s", f"data.source.path={path.name}", "-s", f"data.seed={number}"]
-        _reticent(asked, "site", "init", RECIPE, "--name", name, *here, *asked.set)
+        _reticent(asked, "site", "init", RECIPE, "--name", name, "-s", f"data.source.path={path.name}", *asked.set)
     _say(began, "three hospitals have their data and keys; their cards go to the coordinator")
     code = _rounds(asked, began)
     if code == 0:

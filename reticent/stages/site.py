@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reticent import asked
+from reticent import recipe as recipes
+from reticent.data import canary
 from reticent.errors import FederationError, RunError
 from reticent.federation import keys, owners
 from reticent.progress import Progress
@@ -19,6 +21,19 @@ from reticent.stages.prepare import prepare
 if TYPE_CHECKING:
     from reticent.federation.launch import SuperNode
     from reticent.federation.site import Site
+
+
+def own_recipe(path: Path, name: str, sets: Sequence[str]) -> Recipe:
+    """The shared recipe as this site follows it: its own seed of the data, so that no two sites plant the same secrets.
+
+    Raises:
+        RecipeError: a setting is unknown, missing or out of its bounds.
+    """
+    shared = recipes.load(path, [*sets, "data.silos=null", "audit.twin=false"])
+    if any(one.startswith("data.seed=") for one in sets):
+        return shared
+    seed = int.from_bytes(hashlib.sha256(f"{shared.data.seed}:{name}".encode()).digest()[:4])
+    return shared.model_copy(update={"data": shared.data.model_copy(update={"seed": seed})})
 
 
 def init(run: Run, name: str, progress: Progress) -> Path:
@@ -125,7 +140,7 @@ def start(run: Run, invitation: Path, progress: Progress) -> None:
         return launch.SuperNode(run.folder, folder / "node-key", authority, address, port, socket)
 
     progress.say(f"site {name} answers {address}:{port}; leave it running until the rounds are over")
-    launch.run_site(site.answer, node, stop, progress.say)
+    launch.run_site(site.answer, node, stop, progress.say, linger=15.0)
 
 
 def _pinned(run: Run, name: str, invitation: Path) -> dict[str, Any]:
@@ -178,7 +193,8 @@ def shared_owners(run: Run, secret: Path) -> list[str]:
         key = secret.read_bytes()
     except OSError as error:
         raise FederationError(f"cannot read the secret {secret}: {error.strerror}") from None
-    return owners.hashes((unit for unit, _, _ in run.read_tokens()), key)
+    invented = {one.id for one in canary.from_json(run.read_canaries())}
+    return owners.hashes((unit for unit, _, _ in run.read_tokens() if unit not in invented), key)
 
 
 def overlap(files: Sequence[Path]) -> dict[tuple[str, str], int]:

@@ -72,7 +72,17 @@ class Workplace:
 
     def cards(self):
         made = [
-            self.command("site", "init", "shared.yaml", "--name", site, "-s", f"data.source.path={site}.jsonl")
+            self.command(
+                "site",
+                "init",
+                "shared.yaml",
+                "--name",
+                site,
+                "-s",
+                f"data.source.path={site}.jsonl",
+                "-s",
+                "data.seed=0",
+            )
             for site in SITES
         ]
         self.done(*made)
