@@ -214,8 +214,11 @@ def test_methods_of_one_measure_get_rows_of_their_own():
 def test_help_teaches_with_an_example_for_every_verb():
     group = typer.main.get_command(cli.app)
     assert isinstance(group, click.Group)
-    verbs = [[name] for name in group.commands if name != "data"]
-    verbs += [["data", name] for name in group.commands["data"].commands]
+    verbs = [
+        [name, *more]
+        for name, command in group.commands.items()
+        for more in ([[below] for below in command.commands] if isinstance(command, click.Group) else [[]])
+    ]
     for verb in verbs:
         assert f"Example:\n    reticent {' '.join(verb)}" in call(*verb, "--help").stdout
     assert call("--version").stdout == f"reticent {cli.__version__}\n"
