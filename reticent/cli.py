@@ -384,9 +384,12 @@ def site_start(folder: _Site, invitation: Annotated[Path, typer.Argument(metavar
     """
     from reticent.stages import site as stage
 
-    run = Run.open(folder)
+    run, progress = Run.open(folder), RichProgress()
     with run.lock():
-        stage.start(run, invitation, RichProgress())
+        if run.finished("train"):
+            progress.say(f"all rounds are done in {run.folder}")
+        else:
+            stage.start(run, invitation, progress)
     typer.echo(_guarantee(run))
 
 

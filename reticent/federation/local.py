@@ -46,7 +46,7 @@ def train(run: Run, name: ModelName, progress: Progress) -> Trained:
         progress=progress,
     )
     joint = coordinator.train()
-    _write_log(run, name, list(sites))
+    write_log(run, name, list(sites))
     return Trained(host.finished(joint.weights, joint.base), facts(run, name, joint, host))
 
 
@@ -67,7 +67,7 @@ def facts(run: Run, name: ModelName, joint: Joint, host: Host) -> dict[str, Any]
     }
 
 
-def _write_log(run: Run, name: ModelName, sites: list[str]) -> None:
+def write_log(run: Run, name: ModelName, sites: list[str]) -> None:
     """One log of the training: at each local step, the mean over the sites that made it and the worst epsilon."""
     steps: defaultdict[int, list[loop.Step]] = defaultdict(list)
     for site in sites:

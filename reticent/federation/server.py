@@ -584,6 +584,8 @@ def serve(folder: Path, channel: Channel) -> None:
         run=run.read_provenance()["recipe"],
     )
     joint = coordinator.train()
+    if recipe.data.silos is not None:  # else the sites keep their logs
+        local.write_log(run, name, list(identities))
     run.write_federation(name, local.facts(run, name, joint, host))
     with run.replacing(run.model_folder(name)) as place:
         adapter.save(host.finished(joint.weights, joint.base), place, base=asked.public_name(recipe.model.base))
