@@ -107,7 +107,12 @@ def fewest(recipe: Recipe, sites: int) -> int:
     asked = federated(recipe)
     assert asked is not None
     drawn = min(asked.per_round or sites, sites)
-    return threshold(asked, drawn) if asked.secure_sum else asked.quorum or math.ceil(drawn / 2)
+    return threshold(asked, drawn) if asked.secure_sum else quorum(asked, drawn)
+
+
+def quorum(asked: Federation, drawn: int) -> int:
+    """Fewest answers that make a round of ``drawn`` sites."""
+    return min(asked.quorum or math.ceil(drawn / 2), drawn)
 
 
 def check_sites(recipe: Recipe, plan: DPFedAvgPlan | None, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ a correction costs no privacy and fits every optimiser. The server gets the mean
 steps - weights received).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol, get_args
 
@@ -252,7 +253,7 @@ class FedAvgM(FedAvg):
         self._m = _unpack(state, ("m",))["m"]
 
 
-class _Adaptive(FedAvg):
+class _Adaptive(FedAvg, ABC):
     """m = beta1 m + (1-beta1) delta, w + eta m / (sqrt(v) + tau), v from tau^2 (Reddi et al. 2021, algorithm 2)."""
 
     def __init__(self, eta: float, tau: float, beta1: float, beta2: float = 0.0) -> None:
@@ -274,9 +275,9 @@ class _Adaptive(FedAvg):
             for name, value in weights.items()
         }
 
+    @abstractmethod
     def _second(self, v: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
         """The next v; ``square``: delta^2."""
-        raise NotImplementedError
 
     def state(self) -> Update:
         """The two moments."""

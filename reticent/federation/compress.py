@@ -11,6 +11,7 @@ Error feedback changes the norm of what travels: whoever relies on a clip norm m
 
 import math
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
@@ -144,7 +145,7 @@ class _Stateless:
             raise FederationError("This compression carries nothing: the saved state is another's.")
 
 
-class _Feedback:
+class _Feedback(ABC):
     """Error feedback: subclasses code the due values and leave in them what was lost."""
 
     def __init__(self) -> None:
@@ -164,9 +165,9 @@ class _Feedback:
             coded.update(self._code(name, due.view(-1)))
         return coded
 
+    @abstractmethod
     def _code(self, name: str, due: torch.Tensor) -> Update:
         """The arrays for ``due`` (n,), which is left with what they do not say."""
-        raise NotImplementedError
 
     def state(self) -> Update:
         return {name: value.clone() for name, value in self._due.items()}

@@ -290,12 +290,6 @@ class Coordinator:
         rng = np.random.default_rng([self._recipe.train.seed, 40, number, attempt])
         return [self._names[i] for i in sorted(rng.choice(len(self._names), count, replace=False))]
 
-    def _quorum(self, drawn: int) -> int:
-        """Fewest answers of a round. A draw that is to stay hidden is never given up for its size."""
-        if self._plan is not None:
-            return 0 if self._plan.threshold is None else self._plan.threshold
-        return min(self._asked.quorum or math.ceil(drawn / 2), drawn)
-
     def _move(self, joined: Joined, line: _Line) -> float:
         """Moves the joint weights: the norm of the step."""
         before, state = self._state.weights, self._state
@@ -412,10 +406,10 @@ class Coordinator:
             if control:
                 controls.add(control, 1.0)
             line.hear(message, self._state.met[site]["units"] or 1)
-        if bounded is not None:
+        if bounded is not None:  # however few answered: a draw that is to stay hidden is never given up for its size
             assert self._ledger is not None
             return Joined(change=bounded.release(self._ledger, len(drawn)).mean)
-        if line.answered < max(1, self._quorum(len(drawn))):
+        if line.answered < asked.quorum(self._asked, len(drawn)):
             return None
         joined = joining.result()
         return joined._replace(control=controls.result()) if controls.weight else joined

@@ -18,6 +18,8 @@ _OWN = {
 }
 """Settings that each site has for itself."""
 
+_MOST = 10  # terms that are told
+
 Terms = dict[str, str]
 
 
@@ -56,12 +58,15 @@ def terms(recipe: Recipe, initial: "Mapping[str, torch.Tensor]") -> Terms:
 
 
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """In which terms two parties differ, told with the values of versions and the beginnings of digests."""
-    return [
-        f"{key} ({_short(theirs.get(key))} there, {_short(ours.get(key))} here)"
-        for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key)
+    """In which terms two parties differ, told with the values of versions and the beginnings of digests.
+
+    What the other party sent is cut short, and without what a terminal would obey.
+    """
+    keys = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+    told = [
+        f"{_short(key, 40)} ({_short(theirs.get(key))} there, {_short(ours.get(key))} here)" for key in keys[:_MOST]
     ]
+    return told + [f"{len(keys) - _MOST} more"] * (len(keys) > _MOST)
 
 
 def digest(arrays: "Mapping[str, torch.Tensor]") -> str:
@@ -76,5 +81,5 @@ def digest(arrays: "Mapping[str, torch.Tensor]") -> str:
     return whole.hexdigest()
 
 
-def _short(value: Any) -> str:
-    return str(value)[:12]
+def _short(value: Any, most: int = 12) -> str:
+    return "".join(letter for letter in str(value)[:most] if letter.isprintable())

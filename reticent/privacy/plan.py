@@ -30,8 +30,25 @@ class NonPrivatePlan:
         return self.batch_size / self.units
 
 
+class _ToUnits:
+    """A promise to the units that were trained on, with Gaussian noise: nothing is added for ``slack``."""
+
+    slack: ClassVar[float] = 0.0
+    unit: str
+
+    @property
+    def protects(self) -> str:
+        """Who is protected, for the guarantee."""
+        return f"one {self.unit}"
+
+    @property
+    def against(self) -> str:
+        """Against whom, for the guarantee."""
+        return "everybody who has the trained weights"
+
+
 @dataclass(frozen=True, kw_only=True)
-class DPSGDPlan:
+class DPSGDPlan(_ToUnits):
     """DP-SGD with Poisson sampling (Abadi et al. 2016).
 
     Each of ``steps`` steps draws every unit with ``sampling_prob``, bounds its gradient by ``clip_norm`` in
@@ -42,7 +59,6 @@ class DPSGDPlan:
     """
 
     kind: ClassVar[str] = "dp-sgd"
-    slack: ClassVar[float] = 0.0
     unit: str
     units: int
     batch_size: int
@@ -83,16 +99,6 @@ class DPSGDPlan:
         """In words, for the guarantee."""
         followed = "" if self.quantile is None else f" at the {self.quantile.target:g} quantile, privately tracked"
         return f"DP-SGD: Poisson sampling, {self.clip_style} clipping{followed}, Gaussian noise"
-
-    @property
-    def protects(self) -> str:
-        """Who is protected, for the guarantee."""
-        return f"one {self.unit}"
-
-    @property
-    def against(self) -> str:
-        """Against whom, for the guarantee."""
-        return "everybody who has the trained weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +164,7 @@ class DPFedAvgPlan(DPSGDPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BandedPlan:
+class BandedPlan(_ToUnits):
     """DP-SGD with noise that is correlated over ``bands`` steps (Choquette-Choo et al. 2023, banded factorisation).
 
     The units form ``bands`` groups; each step draws from one group in turn. Step t releases x_t + (C^-1 z)_t, where C
@@ -168,7 +174,6 @@ class BandedPlan:
     """
 
     kind: ClassVar[str] = "dp-mf"
-    slack: ClassVar[float] = 0.0
     unit: str
     units: int
     batch_size: int
@@ -206,16 +211,6 @@ class BandedPlan:
             f"DP-MF: cyclic Poisson sampling of {self.bands} groups, {self.clip_style} clipping, Gaussian noise "
             f"correlated over {self.bands} steps"
         )
-
-    @property
-    def protects(self) -> str:
-        """Who is protected, for the guarantee."""
-        return f"one {self.unit}"
-
-    @property
-    def against(self) -> str:
-        """Against whom, for the guarantee."""
-        return "everybody who has the trained weights"
 
 
 PrivatePlan = DPSGDPlan | BandedPlan

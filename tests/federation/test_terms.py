@@ -136,3 +136,10 @@ def test_a_digest_tells_arrays_apart(other):
 def test_a_digest_knows_no_order_and_no_strides():
     a, b = torch.arange(6.0).view(2, 3), torch.ones((), dtype=torch.bfloat16)
     assert digest({"a": a, "b": b}) == digest({"b": b, "a": a.T.contiguous().T})
+
+
+def test_what_another_party_sends_is_cut_short_and_obeyed_by_no_terminal():
+    told = differing({f"\x1b[2J{'x' * 100}{i:03}": "\x1b]0;y\x07" for i in range(30)}, {})
+    assert len(told) == 11
+    assert told[-1] == "20 more"
+    assert all(len(line) < 90 and line.isprintable() for line in told)
