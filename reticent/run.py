@@ -17,7 +17,8 @@
     stages/STAGE.json            written last: the stage is done, and these are its facts
 
 Files are written beside their place and renamed into it, so a file is whole or absent. What this does not cover: files
-inside a model's folder that training writes by itself (ledger, log, checkpoint), which are atomic there.
+inside a model's folder that training writes by itself (ledger, log, checkpoint), which are atomic there; and those in
+federation/, which `reticent.stages.site`, `reticent.stages.federate` and `reticent.federation` name themselves.
 """
 
 import fcntl

@@ -85,7 +85,7 @@ def test_the_whole_run_in_two_processes(place, torchrun, adapter):
     place.write_recipe(model={"base": str(place.model), "adapter": {"kind": adapter}, "dtype": "float32"})
     for _ in range(2):  # the second time, nothing is left to train
         done = torchrun("-m", "reticent", "run", "my.yaml", "-s", "train.shard=true")
-        shown, _ = done.communicate(timeout=SECONDS)
-        assert done.returncode == 0
+        shown, told = done.communicate(timeout=SECONDS)
+        assert done.returncode == 0, told
         assert shown.count("report:") == 1
         assert place.releases() == place.steps
