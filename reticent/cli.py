@@ -6,6 +6,7 @@ Of the processes that torchrun or accelerate start, the first does the work; the
 
 import errno
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from reticent import __version__, recipe
-from reticent.errors import RecipeError, ReticentError, RunError
+from reticent.errors import AuditError, PrivacyError, RecipeError, ReticentError, RunError
 from reticent.measurement import Measurement
 from reticent.progress import Progress, Task
 from reticent.recipe import Recipe
@@ -89,6 +90,14 @@ _Folder = Annotated[
 _Again = Annotated[
     bool,
     typer.Option("--again", help="Redo this stage and all later ones. A model given away before keeps its own cost."),
+]
+_FailOn = Annotated[
+    Literal["leak", "inconclusive"] | None,
+    typer.Option("--fail-on", help="Exit with 1 on a demonstrated leak; or also where a test can say nothing."),
+]
+_Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the report with this Ed25519 key; made if there is no such file."),
 ]
 
 
@@ -195,16 +204,64 @@ def train(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _A
 
 
 @app.command()
-def audit(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+def audit(
+    target: _Target,
+    sets: _Sets = None,
+    folder: _Folder = None,
+    again: _Again = False,
+    fail_on: _FailOn = None,
+    sign: _Sign = None,
+) -> None:
     """Attack the trained models and measure what they leak.
 
-    TARGET is a recipe file or a run folder.
+    TARGET is a recipe file or a run folder. With --sign the rest is done too, and the report is signed.
 
     \b
     Example:
-      reticent audit runs/my
+      reticent audit runs/my --fail-on leak
     """
-    _print(_table(_work(["audit"], target, sets or (), folder, again).read_measurements("audit")))
+    stages = ["audit"] if sign is None else STAGES[STAGES.index("audit") :]
+    done = _work(stages, target, sets or (), folder, again)
+    _print_verdicts(done)
+    _finish(done, fail_on, sign)
+
+
+@app.command()
+def doctor(target: _Target, sets: _Sets = None) -> None:
+    """Test that training keeps what it promises: on your model, the shape of your data, this machine.
+
+    TARGET is a recipe file or a run folder. Gradients are clipped, noise is there and whole, sampling is what is
+    accounted for, the ledger is complete. It exits with 1 if a check fails.
+
+    \b
+    Example:
+      reticent doctor my.yaml
+    """
+    from rich import box
+    from rich.table import Table
+
+    from reticent.stages.doctor import implementation_checks
+
+    if target.is_dir():
+        run = Run.open(target)
+        if sets:
+            raise RunError("a run is checked as it is; give its recipe file to change a setting")
+        found = implementation_checks(run, RichProgress())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = implementation_checks(Run(Path(folder), _recipe(target, sets or ())), RichProgress())
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("check", "", "measured", "bound", "what it is"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(
+            one.name, "passed" if one.passed else "FAILED", f"{one.measured:.6g}", f"{one.bound:.6g}", one.detail
+        )
+    _print(table)
+    failed = [one.name for one in found if not one.passed]
+    if failed:
+        raise PrivacyError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}; promise nothing with it")
+    typer.echo(f"all {len(found)} checks passed")
 
 
 @app.command()
@@ -221,7 +278,9 @@ def evaluate(target: _Target, sets: _Sets = None, folder: _Folder = None, again:
 
 
 @app.command()
-def report(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+def report(
+    target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False, sign: _Sign = None
+) -> None:
     """Write report.html and report.json.
 
     TARGET is a recipe file or a run folder.
@@ -230,11 +289,20 @@ def report(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _
     Example:
       reticent report runs/my
     """
-    typer.echo(f"report: {_work(['report'], target, sets or (), folder, again).report_path}")
+    done = _work(["report"], target, sets or (), folder, again)
+    typer.echo(f"report: {done.report_path}")
+    _finish(done, None, sign)
 
 
 @app.command("run")
-def run_(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+def run_(
+    target: _Target,
+    sets: _Sets = None,
+    folder: _Folder = None,
+    again: _Again = False,
+    fail_on: _FailOn = None,
+    sign: _Sign = None,
+) -> None:
     """Do all of it, from the text to the report.
 
     TARGET is a recipe file or a run folder. What is done is skipped; what was stopped goes on.
@@ -244,9 +312,10 @@ def run_(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Ag
       reticent run my.yaml -s privacy.epsilon=4 --run runs/epsilon-4
     """
     done = _work(STAGES, target, sets or (), folder, again)
-    _print_measurements(done)
+    _print_verdicts(done)
     typer.echo(_guarantee(done))
     typer.echo(f"report: {done.report_path}")
+    _finish(done, fail_on, sign)
 
 
 data = typer.Typer(
@@ -481,16 +550,25 @@ def federate(
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    verify: Annotated[bool, typer.Option("--verify", help="Check the signature over the report and the run.")] = False,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="The public key that must have signed it.")
+    ] = None,
 ) -> None:
     """Show what a run asked, did, promises and measured.
 
-    RUN is a run folder.
+    RUN is a run folder. With --verify every signed file is compared with its digest.
 
     \b
     Example:
-      reticent show runs/my
+      reticent show runs/my --verify --key officer.pub
     """
     shown = Run.open(folder)
+    if verify or key is not None:
+        from reticent.stages.signing import verify as check_signature
+
+        typer.echo(check_signature(shown, key))
+        return
     asked = shown.recipe
     source = asked.data.source
     told = source if isinstance(source, str) else source.told() if isinstance(source, recipe.Source) else "a mixture"
@@ -611,6 +689,36 @@ def _print_measurements(run: Run) -> None:
     found = [one for one in run.read_measurements() if one.model in _MODELS]
     if found:
         _print(_table(found))
+
+
+def _print_verdicts(run: Run) -> None:
+    """What page 1 of the report says."""
+    from rich import box
+    from rich.table import Table
+
+    from reticent.stages.report import findings
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("question", "measured", "verdict"):
+        table.add_column(column, overflow="fold")
+    for row in findings(run):
+        table.add_row(row.text, row.measured, row.verdict.text if row.verdict else row.note)
+    _print(table)
+
+
+def _finish(run: Run, fail_on: Literal["leak", "inconclusive"] | None, sign: Path | None) -> None:
+    """Signs, and ends with an error where a verdict is one of those not to be passed over."""
+    if sign is not None:
+        from reticent.stages.signing import sign as write_signature
+
+        with run.lock():
+            typer.echo(write_signature(run, sign))
+    if fail_on is not None:
+        from reticent.stages.report import failing
+
+        found = failing(run, fail_on)
+        if found:
+            raise AuditError("; ".join(found))
 
 
 def _print(table: "Table") -> None:

@@ -6,6 +6,7 @@
     ├── ModelError      a model cannot be found, loaded or trained exactly
     ├── PrivacyError    a promise could not be kept, so nothing goes on
     ├── RunError        the run folder cannot be written or belongs to another recipe
+    ├── AuditError      an attack found what the user said must not be found, or cannot be made
     └── FederationError a message, a site or the link between sites is not what it must be
 
 Each message names the thing, the bound and the value, and says what to do next. The command line shows it without
@@ -36,6 +37,10 @@ class PrivacyError(ReticentError):
 
 class RunError(ReticentError):
     """The run folder cannot be written, or belongs to another recipe."""
+
+
+class AuditError(ReticentError):
+    """An attack found what the user said must not be found, or it cannot be made with these data."""
 
 
 class FederationError(ReticentError):

@@ -549,15 +549,93 @@ class Federation(Section):
         return self
 
 
+Attack = Literal[
+    "loss",
+    "loss-difference",
+    "loss-ratio",
+    "zlib",
+    "lowercase",
+    "min-k",
+    "min-k++",
+    "wbc",
+    "ez",
+    "recall",
+    "window",
+    "gradient-norm",
+]
+
+
+class Extraction(Section):
+    """Whether the models recite records: the next tokens of a record from those before."""
+
+    records: int = Field(default=100, ge=1)
+    """At most this many training records, and as many held-out ones."""
+    prefixes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (10, 50, 100, 200, 500)
+    """Tokens that the model is given, one test each. Records too short for one are left out of it, and counted."""
+    suffix: int = Field(default=50, ge=1)
+    """Tokens that it must say."""
+    splits: int = Field(default=4, ge=1)
+    """Places in each record at which it is tried."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampler that people will use the model with."""
+    top_k: int | None = Field(default=40, ge=1)
+    """Its likeliest tokens that are kept; null: all."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Share of the probability that is kept; null: all."""
+
+
+class Identifiers(Section):
+    """Whether names, numbers and addresses of the training data come out, or can be filled in."""
+
+    samples: int = Field(default=64, ge=1)
+    """Texts that each model writes freely."""
+    tokens: int = Field(default=64, ge=1)
+    """Tokens of each."""
+    candidates: int = Field(default=100, ge=2)
+    """Choices among which the missing identifier is guessed."""
+    items: int = Field(default=50, ge=1)
+    """Identifiers that are tried."""
+    recognisers: tuple[str, ...] = ("clinical",)
+    """What finds identifiers in text; as in data.scrub.recognisers."""
+
+
+class Shadows(Section):
+    """More trainings, each on a random half of the units: what a text's presence changes, record by record."""
+
+    count: int = Field(default=8, ge=4)
+    """Trainings."""
+    private: bool = False
+    """Whether they are trained as the private model is; then they also test its promise."""
+
+
 class Audit(Section):
-    """Attacks on the trained models."""
+    """Attacks on the trained models. All of it is fixed before they are trained; a later change is told."""
 
     twin: bool = True
     """Also train the same recipe without privacy, to show what would leak."""
     exposure: bool = True
     """Rank each planted secret among all possible ones."""
     membership: bool = True
-    """Tell planted records from held-out ones."""
+    """Tell planted records from held-out ones, and real training records from held-out ones."""
+    primary: Attack = "loss-difference"
+    """The membership attack that the verdict rests on."""
+    attacks: tuple[Attack, ...] = ("loss", "zlib", "min-k", "min-k++", "wbc", "ez")
+    """Others, shown beside it and corrected for their number."""
+    false_alarms: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """Shares of outsiders that may be accused wrongly; each needs 3 / share units that were not trained on. null:
+    those of 0.1, 0.01 and 0.001 for which there are enough."""
+    records: int = Field(default=1000, ge=2)
+    """At most this many training units, and as many held-out ones, in the membership test on real records."""
+    extraction: Extraction | None = Extraction()
+    """Recite records; null: no."""
+    identifiers: Identifiers | None = Identifiers()
+    """Identifiers; null: no."""
+    shadows: Shadows | None = None
+    """More trainings; null: none."""
+    server_view: bool = True
+    """What the coordinator of a federation would read from one site's update."""
+    selfcheck: bool = True
+    """Test the training itself: clipping, noise, sampling, ledger (reticent doctor)."""
 
 
 class Evaluate(Section):
@@ -590,6 +668,14 @@ class Recipe(Section):
         """Whether the trained model comes with a promise, to units or to whole sites."""
         whole_sites = self.federation is not None and self.federation.privacy is not None
         return whole_sites or isinstance(self.privacy, Private)
+
+    @model_validator(mode="after")
+    def _prefix_is_of_outsiders(self) -> Self:
+        if "recall" in (self.audit.primary, *self.audit.attacks) and not self.data.calibration:
+            raise ValueError(
+                "audit: recall sets texts of outsiders before a record; keep some apart with data.calibration: 0.05"
+            )
+        return self
 
     @model_validator(mode="after")
     def _federation_fits(self) -> Self:
@@ -750,7 +836,11 @@ def _commented(section: Section, *, depth: int) -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _commented(value, depth=depth + 1)
         else:
-            yield indent + yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True).rstrip()
+            flow = isinstance(value, tuple)  # in one line
+            line = yaml.dump(
+                list(value) if flow else {key: value}, Dumper=_Dumper, allow_unicode=True, default_flow_style=flow
+            ).rstrip()
+            yield f"{indent}{key}: {line}" if flow else indent + line
 
 
 def _choices(annotation: Any) -> list[str]:

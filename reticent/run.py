@@ -8,12 +8,16 @@
     spans/                       what scrubbing found, by digests: a second time is fast
     data/canaries.json           planted secrets and their twins
     data/manifest.json           counts and digests
+    data/said.json               addresses and links that the models wrote in the audit: private text
     models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"; of a federation
                                  rounds/, rounds.jsonl, federation.json, sites/SITE/ (ledger.jsonl, log.jsonl, state/)
+    models/shadows/NAME/         more trainings, each on half of the units: model/, ledger.jsonl, log.jsonl, checkpoint/
     federation/                  of a site or a coordinator: keys, invitation, Flower's own files
+    audit/MODEL/KIND/            log-probabilities of the tokens of records, computed once
+    audit/scores/scores.parquet  every score of every attack: whose record, in or out
     measurements/STAGE.json      what was measured
     plots/STAGE.json             points to draw
-    report.html, report.json
+    report.html, report.json, report.signature
     stages/STAGE.json            written last: the stage is done, and these are its facts
 
 Files are written beside their place and renamed into it, so a file is whole or absent. What this does not cover: files
@@ -218,7 +222,8 @@ class Run:
         own = {
             "prepare": [self.folder / "data", self.scrub_map_path],
             "train": [self.folder / "models"],
-            "report": [self.folder / "report.html", self.folder / "report.json"],
+            "audit": [self.folder / "audit", self.folder / "data" / "said.json"],
+            "report": [self.folder / "report.html", self.folder / "report.json", self.signature_path],
         }
         return [*own.get(stage, []), self._measurements(stage), self._plots(stage)]
 
@@ -267,6 +272,10 @@ class Run:
             found += zip(store.to_records(table), table["unit"].to_pylist(), strict=True)
         return found
 
+    def read_units(self, part: RecordPart) -> list[str]:
+        """The unit of privacy of each record, in the order in which they were written."""
+        return [unit for table in self._tables(part) for unit in table["unit"].to_pylist()]
+
     def read_tokens(self) -> Iterator[tuple[str, int | None, Tokens]]:
         """The training records as tokens, each with its unit of privacy and the number of its silo, if it has one."""
         for table in self._tables("tokens"):
@@ -308,19 +317,19 @@ class Run:
 
     # ----------------------------------------------------------------------------------------------------- models
 
-    def model_folder(self, name: ModelName) -> Path:
+    def model_folder(self, name: str) -> Path:
         """The trained adapter or weights. Write it inside `replacing`."""
         return self._model(name) / "model"
 
-    def checkpoint_folder(self, name: ModelName) -> Path:
+    def checkpoint_folder(self, name: str) -> Path:
         """Where training keeps what it resumes from."""
         return self._model(name) / "checkpoint"
 
-    def ledger_path(self, name: ModelName) -> Path:
+    def ledger_path(self, name: str) -> Path:
         """Every noisy release of this model's training."""
         return self._model(name) / "ledger.jsonl"
 
-    def log_path(self, name: ModelName) -> Path:
+    def log_path(self, name: str) -> Path:
         """Loss and speed, step by step."""
         return self._model(name) / "log.jsonl"
 
@@ -382,6 +391,48 @@ class Run:
         """Points to draw; empty for a stage that has none."""
         path = self._plots(stage)
         return self._read_json(path) if path.exists() else {}
+
+    def scores_folder(self, model: str, kind: str) -> Path:
+        """Log-probabilities of one model on one kind of text. Write it inside `replacing`."""
+        return self.folder / "audit" / model / kind
+
+    def write_said(self, values: dict[str, Any]) -> Path:
+        """Store what the models wrote that may be private, beside the data; where."""
+        path = self.folder / "data" / "said.json"
+        self._write_json(path, values)
+        return path
+
+    def write_scores(self, table: "pa.Table") -> None:
+        """Store every score of the audit."""
+        import pyarrow.parquet as pq
+
+        with self.replacing(self.folder / "audit" / "scores") as folder:
+            pq.write_table(table, folder / "scores.parquet")
+
+    @property
+    def signature_path(self) -> Path:
+        """The detached signature over the report and what it was made from."""
+        return self.folder / "report.signature"
+
+    def signed_files(self) -> dict[str, Path]:
+        """What a signature covers, by name: the report, and all that its numbers came from."""
+        found = [
+            self.folder / "report.html",
+            self.folder / "report.json",
+            self.folder / "recipe.yaml",
+            self.folder / "data" / "manifest.json",
+            self.folder / "data" / "canaries.json",
+            *sorted((self.folder / "measurements").glob("*.json")),
+            *sorted((self.folder / "plots").glob("*.json")),
+            *sorted(path for path in (self.folder / "stages").glob("*.json") if path.stem != "report"),
+            *sorted((self.folder / "models").glob("*/ledger.jsonl")),
+            *sorted((self.folder / "models").glob("*/model/*")),
+        ]
+        return {path.relative_to(self.folder).as_posix(): path for path in found if path.is_file()}
+
+    def write_signature(self, signature: bytes) -> None:
+        """Store the signature."""
+        self._write(self.signature_path, signature.decode())
 
     def write_report(self, html: str, values: dict[str, Any]) -> None:
         """Store the report for people and the one for programs."""

@@ -1,4 +1,4 @@
-"""Intervals and tests that hold for any measurement: shares, means over clusters, AUC, paired answers.
+"""Intervals and tests that hold for any measurement: shares, means, AUC, paired answers, trends, many questions.
 
 Intervals are two-sided at ``level``. Audits of differential privacy are in `reticent.attacks.statistics`.
 """
@@ -31,8 +31,19 @@ def clopper_pearson(k: float, n: float, *, level: float = 0.95) -> tuple[float, 
     _check_share(k, n, level)
     tail = (1 - level) / 2
     low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
-    high = 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - tail))
-    return low, high
+    return low, _upper(k, n, tail)
+
+
+def share_upper(k: float, n: float, *, level: float = 0.95) -> float:
+    """Exact one-sided upper bound of a share: the most that ``k`` hits in ``n`` independent trials still allow.
+
+    With k = 0 it is ``1 - (1 - level)^(1/n)``, about 3 / n at 95 %: the rule of three.
+
+    Raises:
+        ValueError: as `clopper_pearson`.
+    """
+    _check_share(k, n, level)
+    return _upper(k, n, 1 - level)
 
 
 def wilson(k: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -98,9 +109,9 @@ def auc(members: np.ndarray, others: np.ndarray, *, level: float = 0.95) -> Esti
     members, others = _scores("members", members), _scores("others", others)
     n, m = len(members), len(others)
     # How often each score beats the other group: DeLong et al. 1988 by ranks (Sun and Xu 2014).
-    ranks = _mid_ranks(np.concatenate([members, others]))
-    beaten_by_member = (ranks[:n] - _mid_ranks(members)) / m
-    beaten_by_other = (ranks[n:] - _mid_ranks(others)) / n
+    ranks = mid_ranks(np.concatenate([members, others]))
+    beaten_by_member = (ranks[:n] - mid_ranks(members)) / m
+    beaten_by_other = (ranks[n:] - mid_ranks(others)) / n
     value = float(beaten_by_member.mean())
     variance = float(beaten_by_member.var(ddof=1) / n + beaten_by_other.var(ddof=1) / m)
     if variance < 1e-18 or value in (0.0, 1.0):
@@ -109,6 +120,13 @@ def auc(members: np.ndarray, others: np.ndarray, *, level: float = 0.95) -> Esti
     centre = log(value / (1 - value))
     half = _normal_quantile(level) * sqrt(variance) / (value * (1 - value))
     return Estimate(value, (float(special.expit(centre - half)), float(special.expit(centre + half))))
+
+
+def mid_ranks(values: np.ndarray) -> np.ndarray:
+    """(n,) ranks from 1, the lowest; tied values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def bootstrap_mean(
@@ -162,6 +180,135 @@ def bootstrap_mean(
     return Estimate(value, _bca(value, drawn[:, 0] / drawn[:, 1], left_out[:, 0] / left_out[:, 1], level))
 
 
+def permutation_p(observed: float, permuted: np.ndarray | Sequence[float]) -> float:
+    """Exact one-sided p-value: (1 + draws that reach ``observed``) / (1 + draws) (Phipson and Smyth 2010); never 0.
+
+    Args:
+        observed: the statistic, higher = further from the null.
+        permuted: (draws,) the same statistic under random relabelling.
+
+    Raises:
+        ValueError: if there is no draw, or a value is NaN.
+    """
+    draws = np.asarray(permuted, dtype=np.float64)
+    if draws.ndim != 1 or len(draws) == 0 or np.isnan(draws).any() or np.isnan(observed):
+        raise ValueError(f"a permutation p-value needs one or more draws without NaN, got shape {draws.shape}")
+    return float((1 + (draws >= observed).sum()) / (1 + len(draws)))
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(n,) p-values corrected for asking n questions, in the order given (Holm 1979). Holds for any dependence.
+
+    Raises:
+        ValueError: if a p-value is not from 0 to 1.
+    """
+    p = _p_values(p_values)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
+    return corrected
+
+
+def benjamini_hochberg(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(n,) p-values corrected so that those under x hold at most a share x of false finds, on average.
+
+    Benjamini and Hochberg 1995: for independent or positively dependent questions. In the order given.
+
+    Raises:
+        ValueError: if a p-value is not from 0 to 1.
+    """
+    p = _p_values(p_values)
+    order = np.argsort(p)[::-1]
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum.accumulate(np.minimum(1.0, len(p) / np.arange(len(p), 0, -1) * p[order]))
+    return corrected
+
+
+def jonckheere(doses: np.ndarray | Sequence[float], values: np.ndarray | Sequence[float]) -> float:
+    """One-sided p-value that ``values`` rise with ``doses`` (Jonckheere 1954, Terpstra 1952), by the normal law.
+
+    The statistic is Kendall's S of the two; its variance corrects ties on both sides (Kendall 1970, chapter 4).
+
+    Args:
+        doses: (n,) group of each value, in order of its number.
+        values: (n,) numbers.
+
+    Raises:
+        ValueError: if lengths differ, there are fewer than 3 values, or a number is not finite.
+    """
+    x, y = np.asarray(doses, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 3 or not np.isfinite(np.concatenate([x, y])).all():
+        raise ValueError(f"a trend needs 3 or more finite values and as many doses, got {x.shape} and {y.shape}")
+    n = len(x)
+    groups = [np.sort(y[x == dose]) for dose in np.unique(x)]
+    concordant = 0
+    for i, lower in enumerate(groups):
+        for higher in groups[i + 1 :]:
+            below, above = np.searchsorted(lower, higher, "left"), np.searchsorted(lower, higher, "right")
+            concordant += int(below.sum()) - int((len(lower) - above).sum())
+    t, u = (np.unique(values, return_counts=True)[1].astype(float) for values in (x, y))
+    variance = (n * (n - 1) * (2 * n + 5) - sum(float((c * (c - 1) * (2 * c + 5)).sum()) for c in (t, u))) / 18
+    variance += float((t * (t - 1)).sum() * (u * (u - 1)).sum()) / (2 * n * (n - 1))
+    variance += float((t * (t - 1) * (t - 2)).sum() * (u * (u - 1) * (u - 2)).sum()) / (9 * n * (n - 1) * (n - 2))
+    return 1.0 if variance <= 0 else float(special.ndtr(-concordant / sqrt(variance)))
+
+
+def cochran_armitage(
+    hits: Sequence[int], counts: Sequence[int], doses: Sequence[float], *, rng: np.random.Generator, draws: int = 10_000
+) -> float:
+    """One-sided p-value that the share of hits rises with the dose (Cochran 1954, Armitage 1955).
+
+    By permutation: given the total of hits, each group's are hypergeometric, so it holds for few hits too.
+
+    Args:
+        hits: (groups,) of each group.
+        counts: (groups,) trials of each group.
+        doses: (groups,) numbers, such as copies or their logarithm.
+        rng: draws the permutations.
+        draws: permutations.
+
+    Raises:
+        ValueError: if lengths differ, a dose is not finite, or hits are not from 0 to the count.
+    """
+    k, n, dose = np.asarray(hits), np.asarray(counts), np.asarray(doses, dtype=np.float64)
+    if not (k.shape == n.shape == dose.shape and k.ndim == 1 and len(k)) or not np.isfinite(dose).all():
+        raise ValueError(f"a trend needs hits, counts and finite doses, got {k.shape}, {n.shape} and {dose.shape}")
+    if not ((k >= 0) & (k <= n)).all():
+        raise ValueError("hits must be from 0 to the count of their group")
+    permuted = rng.multivariate_hypergeometric(n, int(k.sum()), size=draws) @ dose
+    # The same sums in another order differ by rounding, and a tie must count.
+    return permutation_p(float(k @ dose) - 1e-9 * float(np.abs(dose).max()), permuted)
+
+
+def good_turing(counts: Sequence[int] | np.ndarray) -> float:
+    """Share of all draws that will show something not seen yet: the share of things seen once (Good 1953).
+
+    Args:
+        counts: (kinds,) how often each kind was seen.
+
+    Raises:
+        ValueError: if nothing was seen or a count is not positive.
+    """
+    seen = np.asarray(counts)
+    if seen.ndim != 1 or len(seen) == 0 or (seen < 1).any():
+        raise ValueError(f"counts must be one or more positive numbers in a row, got shape {seen.shape}")
+    return float((seen == 1).sum() / seen.sum())
+
+
+def by_subject(values: np.ndarray | Sequence[float], subjects: Sequence[Hashable]) -> tuple[list[Hashable], np.ndarray]:
+    """Mean of each subject's values: (subjects,) names in order of appearance, and as many means.
+
+    Raises:
+        ValueError: if lengths differ, there is no value, or a value is NaN.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.shape != (len(subjects),) or len(subjects) == 0 or np.isnan(numbers).any():
+        raise ValueError(f"values must be {len(subjects)} numbers, one for each record, got shape {numbers.shape}")
+    index: dict[Hashable, int] = {}
+    owner = np.array([index.setdefault(subject, len(index)) for subject in subjects])
+    return list(index), np.bincount(owner, numbers) / np.bincount(owner)
+
+
 def _bca(value: float, drawn: np.ndarray, left_out: np.ndarray, level: float) -> tuple[float, float]:
     """Bias-corrected, accelerated ends. ``drawn``: (draws,) bootstrap; ``left_out``: (clusters,) jackknife values."""
     below = float(np.mean(drawn < value) + np.mean(drawn == value) / 2)
@@ -182,11 +329,15 @@ def _normal_quantile(level: float) -> float:
     return float(special.ndtri((1 + level) / 2))
 
 
-def _mid_ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) ranks from 1; tied values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
+def _upper(k: float, n: float, tail: float) -> float:
+    return 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - tail))
+
+
+def _p_values(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    p = np.asarray(values, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must be from 0 to 1 in a row, got shape {p.shape}")
+    return p
 
 
 def _scores(name: str, values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Texts sampled from a model as it is."""
 
-import torch
+import numpy as np
 
 from reticent.errors import ModelError
+from reticent.models.generation import sample
+from reticent.models.language_model import CausalModel, Sampling
 from reticent.models.load import load
 
 ROW = 32  # texts that are sampled at once
@@ -16,28 +18,23 @@ def sample_texts(base: str, count: int, *, seed: int, temperature: float, max_ne
         ModelError: It cannot be loaded, or says the same again and again.
     """
     model, tokenizer = load(base)
-    model.set_attn_implementation("sdpa")  # the one for packed rows reads no cache
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    prompt = torch.full((ROW, 1), int(start), device=model.device)
-    found: dict[str, None] = {}
-    tries = 0
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        while len(found) < count:
-            drawn = model.generate(  # type: ignore[operator]  # a mixin's method that its stub does not know
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.eos_token_id,
-            )
-            before = len(found)
-            texts = tokenizer.batch_decode(drawn[:, 1:], skip_special_tokens=True)
-            found |= {text.strip(): None for text in texts if text.strip()}
-            tries = 0 if len(found) > before else tries + 1
-            if tries == TRIES:
-                raise ModelError(f"{base} gave only {len(found)} different texts of {count}; ask for fewer")
-    return list(found)[:count]
+    prompt = np.array([int(start)])
+    rows, before = -(-count // ROW), -1
+    while True:  # twice as many rows begin with the same ones
+        drawn = sample(
+            CausalModel(model),
+            [prompt] * (ROW * rows),
+            sampling=Sampling(temperature, top_k=None),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            end_of_text=tokenizer.eos_token_id,
+            batch=ROW,
+        )
+        texts = [str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip() for ids in drawn]
+        found = list(dict.fromkeys(text for text in texts if text))
+        if len(found) >= count:
+            return found[:count]
+        if len(found) == before and rows > TRIES:
+            raise ModelError(f"{base} gave only {len(found)} different texts of {count}; ask for fewer")
+        rows, before = 2 * rows, len(found)

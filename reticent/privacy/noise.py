@@ -45,13 +45,17 @@ class Mechanism(Protocol):
         ...
 
 
-def mechanism_for(plan: PrivatePlan, clip_norm: float | None = None) -> Mechanism:
-    """The mechanism of ``plan``, with noise of the operating system; it goes on from ``clip_norm`` if one is given."""
+def mechanism_for(plan: PrivatePlan, clip_norm: float | None = None, source: Words | None = None) -> Mechanism:
+    """The mechanism of ``plan``, with noise of the operating system; it goes on from ``clip_norm`` if one is given.
+
+    ``source`` is for the self-check alone, which compares steps under the same noise and releases nothing.
+    """
+    words = SystemWords() if source is None else source
     if isinstance(plan, BandedPlan):
-        return Banded(plan, SystemWords())
+        return Banded(plan, words)
     if isinstance(plan, DPFedAvgPlan) and plan.noise == "distributed":
-        return Distributed(plan, SystemWords(), clip_norm)
-    return Gaussian(plan, SystemWords(), clip_norm)
+        return Distributed(plan, words, clip_norm)
+    return Gaussian(plan, words, clip_norm)
 
 
 def add_noise(sums: Mapping[str, torch.Tensor], std: float, source: Words) -> None:

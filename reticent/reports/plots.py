@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from reticent.reports.federation import Sent
-from reticent.reports.report import Curve, Exposures, LossPoint, Silo
+from reticent.reports.report import Curve, Exposures, Ladder, LossPoint, Rate, Scores, Seen, Silo
 from reticent.reports.table import model_names, number, one_in, share, size
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ _COLOURS = {"private": "#1d5b86", "twin": "#b5562b", "base": "#7d8590"}
 # Told apart by the colour-blind, and neighbours also in grey: dark and light take turns.
 _ORIGINS = ("#1d5b86", "#e69f00", "#3b1540", "#b5dcf5", "#2e8b63", "#f7ef9a", "#b5562b")
 _OTHERS = "#c9ced6"
+_DASHES = {"twin": (0, (5, 1.5)), "base": (0, (1, 1))}
+_LINES = ("#b5562b", "#e69f00", "#1d5b86", "#3b1540", "#2e8b63", "#7d8590")  # settings of an update
 _UP, _DOWN, _LOST = "#1d5b86", "#e69f00", "#e8a09a"
 _INK, _FAINT, _SHADE = "#3c4450", "#c9ced6", "#eef0f3"
 MOST_NAMED = 30  # silos; more are drawn without gaps, and about as many of them as fit are named
@@ -30,6 +32,14 @@ _POINT: dict[bool | None, dict[str, Any]] = {  # by whether the model is private
     False: {"color": _COLOURS["twin"], "marker": "D", "markersize": 5.5, "markerfacecolor": "white"},
     None: {"color": _COLOURS["base"], "marker": "s", "markersize": 5.5},
 }
+_MARKERS = {"private": "o", "twin": "D", "base": "s"}
+_RUNGS = (  # of the ladder of epsilon, from the top
+    ("claimed", "claimed, by the ledger"),
+    ("detectable", "smallest that the test would notice"),
+    ("ceiling", "most that the test can prove"),
+    ("ideal", "what an ideal attacker would prove"),
+    ("measured", "what this audit proves"),
+)
 _MOST_ROUNDS = 24  # drawn as bars and all numbered
 _LONGEST_NAME = 28  # characters
 _STYLE: dict[Any, Any] = {
@@ -94,25 +104,144 @@ def exposure(models: dict[str, Exposures]) -> str:
     return _svg(draw, salt="exposure", height=2.8)
 
 
-def roc(models: dict[str, Curve]) -> str:
-    """Share of members found against share of others accused, both logarithmic; grey where the data cannot resolve."""
+def roc(models: dict[str, Curve], *, salt: str = "roc") -> str:
+    """Share of members found against share of others accused, both logarithmic; grey where the data cannot resolve.
+
+    The band holds 95 of 100 guessers at each share of others: a binomial number of the members. ``salt`` tells two such
+    figures on one page apart.
+    """
+    from scipy.stats import binom
+
     others = max(curve["others"] for curve in models.values())
     members = max(curve["members"] for curve in models.values())
     left, bottom = 0.5 / others, 0.5 / members
+    guessed = np.geomspace(left, 1, 200)
+    low, high = (np.maximum(binom.ppf(tail, members, guessed) / members, bottom) for tail in (0.025, 0.975))
 
     def draw(axes: "Axes") -> None:
         axes.axvspan(left, 1 / others, color=_SHADE, linewidth=0)
         axes.axhspan(bottom, 1 / members, color=_SHADE, linewidth=0)
+        axes.fill_between(guessed, low, high, color=_FAINT, alpha=0.6, linewidth=0, label="95 of 100 guessers")
         axes.plot([left, 1], [left, 1], color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), label="guessing")
         for key, label in model_names(list(models)):
             fpr, tpr = np.maximum(models[key]["fpr"], left), np.maximum(models[key]["tpr"], bottom)
-            axes.step(fpr, tpr, where="post", color=_COLOURS.get(key, _INK), linewidth=1.6, label=label)
+            (line,) = axes.step(fpr, tpr, where="post", color=_COLOURS.get(key, _INK), linewidth=1.6, label=label)
+            line.set_linestyle(_DASHES.get(key, "-"))
         axes.set(xscale="log", yscale="log", xlim=(left, 1), ylim=(bottom, 1.08))
         axes.set(xlabel="others wrongly flagged (false alarms)", ylabel="members correctly flagged")
         _percent_ticks(axes)
         axes.legend(loc="lower right")
 
-    return _svg(draw, salt="roc", height=3.3, width=4.8)
+    return _svg(draw, salt=salt, height=3.3, width=4.8)
+
+
+def extraction(models: dict[str, list[Rate]]) -> str:
+    """Share of secrets that come out by how often they were planted, with intervals; 0 copies: never trained on."""
+    copies = sorted({rate["copies"] for rates in models.values() for rate in rates})
+    drawn = model_names([model for model, rates in models.items() if rates])
+
+    def draw(axes: "Axes") -> None:
+        for place, (key, label) in enumerate(drawn):
+            shift = 0.16 * (place - (len(drawn) - 1) / 2)
+            rates = sorted(models[key], key=lambda rate: rate["copies"])
+            at = [copies.index(rate["copies"]) + shift for rate in rates]
+            colour = _COLOURS.get(key, _INK)
+            axes.vlines(at, [r["low"] for r in rates], [r["high"] for r in rates], color=colour, linewidth=1.6)
+            axes.plot(
+                at,
+                [rate["share"] for rate in rates],
+                color=colour,
+                marker=_MARKERS.get(key, "^"),
+                markerfacecolor=colour if key == "private" else "white",
+                markersize=5.5,
+                linewidth=0.9,
+                linestyle=(0, (1, 1.6)),
+                label=label,
+            )
+        axes.set_xticks(range(len(copies)), ["held out" if one == 0 else f"{one:,}" for one in copies])
+        axes.set(xlabel="copies in the training data", ylabel="secrets that come out", ylim=(-0.03, 1.03))
+        axes.set_xlim(-0.5, len(copies) - 0.5)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u202f%")
+        axes.legend(loc="upper left")
+
+    return _svg(draw, salt="extraction", height=2.8, width=5.6)
+
+
+def histograms(models: dict[str, Scores]) -> str:
+    """How canaries score, planted ones filled and held-out ones outlined; a panel for each model."""
+    drawn = [(key, label) for key, label in model_names(list(models)) if any(models[key].values())]
+
+    def draw(panels: Any) -> None:
+        for axes, (key, label) in zip(np.atleast_1d(panels), drawn, strict=True):
+            planted, held_out = (np.asarray(models[key][kind], dtype=float) for kind in ("planted", "held_out"))
+            planted, held_out = planted[np.isfinite(planted)], held_out[np.isfinite(held_out)]
+            edges = np.histogram_bin_edges(np.concatenate([planted, held_out]), bins=24)
+            colour = _COLOURS.get(key, _INK)
+            axes.stairs(np.histogram(planted, edges)[0], edges, fill=True, color=colour, alpha=0.55, label="planted")
+            axes.stairs(np.histogram(held_out, edges)[0], edges, color=_INK, linewidth=1.3, label="held out")
+            axes.set_title(label, fontsize=9, color=_INK)
+            axes.set_xlabel("score")
+            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="y", nbins=5, integer=True)
+            # Above the highest bar, so that it covers none.
+            axes.set_ylim(0, 1.45 * max(axes.get_ylim()[1], 1))
+            axes.legend(loc="upper right", handlelength=1.2)
+        np.atleast_1d(panels)[0].set_ylabel("canaries")
+
+    return _svg(draw, salt="histograms", height=2.3, ncols=len(drawn))
+
+
+def ladder(values: Ladder) -> str:
+    """Claimed, measured and what can be measured at all, on one scale of epsilon."""
+    given = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    rungs = [(key, label, given[key]) for key, label in _RUNGS if key in given]
+
+    def draw(axes: "Axes") -> None:
+        for y, (key, _, value) in enumerate(rungs):
+            own = key in ("claimed", "measured")
+            colour = _COLOURS["private"] if own else _COLOURS["base"]
+            axes.hlines(y, 0, value, color=colour, linewidth=2.2 if own else 1.2)
+            axes.plot(value, y, color=colour, marker="o" if own else "|", markersize=6.5 if own else 9, clip_on=False)
+        axes.set_yticks(range(len(rungs)), [label for _, label, _ in rungs])
+        axes.set(ylim=(len(rungs) - 0.5, -0.6), xlim=(0, 1.05 * max([value for _, _, value in rungs] + [0.1])))
+        axes.set_xlabel("ε")
+        axes.tick_params(axis="y", length=0)
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(range(len(rungs)), [f"{value:.2f}" for _, _, value in rungs])
+        right.spines["right"].set_visible(False)
+        right.tick_params(length=0)
+
+    return _svg(draw, salt="ladder", height=0.75 + 0.27 * len(rungs), width=6.4)
+
+
+def server(points: Sequence[Seen]) -> str:
+    """Share of the tokens of one update that the server reads from it, by their number; a line for each setting."""
+    from matplotlib.ticker import NullLocator
+
+    settings = list(dict.fromkeys(point["setting"] for point in points))
+    shapes = "oDs^vP"
+
+    def draw(axes: "Axes") -> None:
+        for place, setting in enumerate(settings):
+            own = sorted((p["tokens"], p["recall"]) for p in points if p["setting"] == setting)
+            axes.plot(
+                [tokens for tokens, _ in own],
+                [recall for _, recall in own],
+                color=_LINES[place % len(_LINES)],
+                marker=shapes[place % len(shapes)],
+                markersize=5,
+                linewidth=1.4,
+                label=_short(setting),
+                clip_on=False,
+            )
+        counts = sorted({point["tokens"] for point in points})
+        axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="tokens in the update", ylabel="tokens that the server reads")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u202f%")
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="update sent", alignment="left")
+
+    return _svg(draw, salt="server", height=2.5, width=6.4)
 
 
 def loss(models: dict[str, list[LossPoint]]) -> str:

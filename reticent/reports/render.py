@@ -7,16 +7,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reticent.measurement import Measurement
-from reticent.reports import federation, plots, table
-from reticent.reports.report import Guarantee, Report
+from reticent.reports import annex, answers, federation, plots, table
+from reticent.reports.report import Curve, Guarantee, Plots, Report
 
 
 class Figure(NamedTuple):
-    """``svg`` is our own drawing of numbers and model names, escaped by the library that drew it."""
+    """``svg`` is our own drawing of numbers and model names, escaped by the library that drew it.
+
+    ``narrow``: two such figures stand side by side.
+    """
 
     svg: Markup
     title: str
     caption: str
+    narrow: bool = False
 
 
 def render(report: Report) -> str:
@@ -36,7 +40,6 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     measurements = [Measurement.from_dict(values) for values in report["measurements"]]
-    rows = table.verdicts(report)
     rounds = _rounds(report)
     return environment.get_template("report.html").render(
         title=report["title"],
@@ -46,18 +49,27 @@ def render(report: Report) -> str:
         promise=table.promise(report["guarantee"]),
         subject="Private model" if table.subject(report) == "private" else "This model, not private",
         twin=table.subject(report) == "private",
-        leaks=[row for row in rows if row.verdict is not None],
-        usefulness=[row for row in rows if row.verdict is None],
-        unanswered=table.unanswered(report),
+        answers=answers.answers(report) if measurements else [],
+        summary=answers.summary(report) if measurements else [],
+        explored=answers.explored(report),
+        unanswered=answers.unanswered(report),
         redaction=table.redaction(report),
         figures=_figures(report),
         protected=federation.protected(report["guarantee"], shown=bool(rounds)),
         mechanisms=_mechanisms(report["guarantee"]),
         every_site=federation.every_site(report["guarantee"]),
         rounds=rounds,
-        measurements=measurements,
+        checks=annex.checks(report),
+        threats=annex.threats(report),
+        registered=annex.registered(report),
+        not_run=annex.not_run(report),
+        facts=annex.facts(report),
+        mapping=annex.MAPPING,
+        measurements=[m for m in measurements if not annex.compatible(m.name)],
+        compatibility=[m for m in measurements if annex.compatible(m.name)],
         model_names=table.MODELS,
         number=table.number,
+        probability=answers.probability,
         data=list(_flat(report.get("data", {}))),
         recipe=report.get("recipe", ""),
         provenance=list(_flat(report.get("provenance", {}))),
@@ -88,9 +100,7 @@ def _rounds(report: Report) -> list[tuple[str, federation.Table]]:
 
 def _figures(report: Report) -> list[Figure]:
     given = report.get("plots", {})
-    exposure = {model: bits for model, bits in given.get("exposure", {}).items() if bits["planted"] or bits["held_out"]}
     loss = {model: points for model, points in given.get("loss", {}).items() if points}
-    roc = given.get("roc", {})
     silos = given.get("silos")
     rounds = {model: lines for model, lines in given.get("rounds", {}).items() if lines}
     figures = []
@@ -108,25 +118,7 @@ def _figures(report: Report) -> list[Figure]:
                 ),
             )
         )
-    if exposure:
-        figures.append(
-            Figure(
-                Markup(plots.exposure(exposure)),
-                "Planted secrets",
-                "Each dot is one invented secret: filled if it was planted in the training data, open if it was held "
-                "out. Bars are means. A model that never saw a secret puts 95 of 100 of them inside the shaded band. "
-                "Each bit above chance halves the guesses that an attacker needs.",
-            )
-        )
-    if roc:
-        figures.append(
-            Figure(
-                Markup(plots.roc(roc)),
-                "Telling who was in the training data",
-                "The attacker flags the highest scores. On the dashed line this is no better than guessing; the "
-                "further above it, the worse for privacy. The shaded parts hold less than one record to count.",
-            )
-        )
+    figures += _leaks(given)
     if rounds:
         about = table.subject(report) if table.subject(report) in rounds else next(iter(rounds))
         figures.append(
@@ -145,6 +137,78 @@ def _figures(report: Report) -> list[Figure]:
                 "Training",
                 "Loss on the training data by step. Where training was private, the dotted line is the part of the "
                 "promise, ε, that had been spent by then.",
+            )
+        )
+    return figures
+
+
+def _leaks(given: Plots) -> list[Figure]:
+    """What the attacks found."""
+    extraction = {model: rates for model, rates in given.get("extraction", {}).items() if rates}
+    exposure = {model: bits for model, bits in given.get("exposure", {}).items() if bits["planted"] or bits["held_out"]}
+    scores = {model: found for model, found in given.get("scores", {}).items() if found["planted"] or found["held_out"]}
+    figures = []
+    if extraction:
+        figures.append(
+            Figure(
+                Markup(plots.extraction(extraction)),
+                "Planted secrets that come out",
+                "The share of planted secrets whose identifier the model says within 100 attempts, by how often each "
+                "stood in the training data, with 95\u202f% intervals. Held-out ones show what is guessed.",
+            )
+        )
+    if exposure:
+        figures.append(
+            Figure(
+                Markup(plots.exposure(exposure)),
+                "Preference for planted secrets",
+                "Each dot is one invented secret: filled if it was planted in the training data, open if it was held "
+                "out. Bars are means. A model that never saw a secret puts 95 of 100 of them inside the shaded band. "
+                "Each bit above chance halves the guesses that an attacker needs.",
+            )
+        )
+    for name, title, whom in (
+        ("record_roc", "Telling who was in the training data", "Real records."),
+        ("roc", "Telling planted records from held-out ones", "Invented records, planted by the toss of a coin."),
+    ):
+        curves: dict[str, Curve] = given.get(name, {})  # type: ignore[assignment]
+        if curves:
+            figures.append(
+                Figure(
+                    Markup(plots.roc(curves, salt=name)),
+                    title,
+                    f"{whom} The attacker flags the highest scores. On the dashed line this is no better than "
+                    "guessing, and the band around it has 95 of 100 guessers; the further above it, the worse for "
+                    "privacy. The shaded parts at the edges hold less than one record to count.",
+                    narrow=True,
+                )
+            )
+    if scores:
+        figures.append(
+            Figure(
+                Markup(plots.histograms(scores)),
+                "Scores of planted and held-out records",
+                "How strongly each model seems to know each invented record. Where the two lie on top of each other, "
+                "nobody can tell from this score which were trained on.",
+            )
+        )
+    ladder = given.get("epsilon", {})
+    if any(value is not None for value in ladder.values()):
+        figures.append(
+            Figure(
+                Markup(plots.ladder(ladder)),
+                "What is promised, and what a test can show",
+                "A test proves that ε is at least so much, never that it is at most so much. What lies above the "
+                "most that it can prove, no result could have shown; even an ideal attacker stays below the claim.",
+            )
+        )
+    if given.get("server"):
+        figures.append(
+            Figure(
+                Markup(plots.server(given["server"])),
+                "What the coordinating server reads",
+                "The share of the different tokens in one site's update that the server can name, by the number of "
+                "tokens that went into it and by how it is sent. Passing this probe promises nothing.",
             )
         )
     return figures

@@ -1,8 +1,16 @@
 """What a report is made from: the content of report.json, as plain values."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, GetPydanticSchema, with_config
+from typing_extensions import TypedDict  # pydantic reads that of the standard library from 3.12 on
+
+from reticent.measurement import Measurement
+
+_CLOSED = ConfigDict(extra="forbid")  # a key by another name is a mistake
 
 
+@with_config(_CLOSED)
 class SitePromise(TypedDict):
     """What one site of a federation promises its own units.
 
@@ -17,6 +25,7 @@ class SitePromise(TypedDict):
     known: bool
 
 
+@with_config(_CLOSED)
 class Guarantee(TypedDict):
     """What the ledger vouches for. ``epsilon`` is None where nothing is promised; then only ``limits`` is needed.
 
@@ -43,6 +52,7 @@ class Guarantee(TypedDict):
     clients: NotRequired["Guarantee | None"]
 
 
+@with_config(_CLOSED)
 class Exposures(TypedDict):
     """Bits, one number per secret."""
 
@@ -50,6 +60,7 @@ class Exposures(TypedDict):
     held_out: list[float]
 
 
+@with_config(_CLOSED)
 class Curve(TypedDict):
     """A ROC curve from (0, 0) to (1, 1) and how many scores it stands on."""
 
@@ -59,6 +70,7 @@ class Curve(TypedDict):
     others: int
 
 
+@with_config(_CLOSED)
 class LossPoint(TypedDict):
     """``loss`` in nats per token; ``epsilon`` spent so far, None where none is counted."""
 
@@ -67,6 +79,7 @@ class LossPoint(TypedDict):
     epsilon: float | None
 
 
+@with_config(_CLOSED)
 class Silo(TypedDict):
     """What one silo holds; ``origins``: its units by the origin of their records."""
 
@@ -76,6 +89,7 @@ class Silo(TypedDict):
     origins: dict[str, int]
 
 
+@with_config(_CLOSED)
 class Silos(TypedDict):
     """Silos by name; ``title`` says how the units were dealt to them."""
 
@@ -83,6 +97,7 @@ class Silos(TypedDict):
     silos: dict[str, Silo]
 
 
+@with_config(_CLOSED)
 class Round(TypedDict):
     """One attempt at a round of a federation, in the order of the log.
 
@@ -105,25 +120,152 @@ class Round(TypedDict):
     epsilon: float | None
 
 
-class Plots(TypedDict, total=False):
-    """Each by model, "base", "twin" or "private", except silos; ``bytes_full``: of the whole model once, in float32."""
+@with_config(_CLOSED)
+class Rate(TypedDict):
+    """The share of ``n`` secrets of so many ``copies`` that came out, with its interval; 0 copies: held out."""
 
+    copies: int
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+@with_config(_CLOSED)
+class Scores(TypedDict):
+    """One score per canary, higher = more likely trained on."""
+
+    planted: list[float]
+    held_out: list[float]
+
+
+@with_config(_CLOSED)
+class Ladder(TypedDict, total=False):
+    """Values of epsilon.
+
+    ``claimed``: by the ledger. ``ideal``: what the best attacker would prove in half of all audits. ``measured``: the
+    lower bound that the audit proved. ``ceiling``: the most that it could prove. ``detectable``: the smallest true one
+    that it would notice in 9 of 10 repeats.
+    """
+
+    claimed: float | None
+    ideal: float | None
+    measured: float | None
+    ceiling: float | None
+    detectable: float | None
+
+
+@with_config(_CLOSED)
+class Checked(TypedDict):
+    """One check of the training code; ``measured`` must keep to ``bound``."""
+
+    name: str
+    passed: bool
+    measured: float | str | None
+    bound: float | str | None
+    detail: NotRequired[str]
+
+
+@with_config(_CLOSED)
+class Seen(TypedDict):
+    """What the server reads of one update of ``tokens`` tokens; ``setting``: "plain", "clipped", "sum of 3", ..."""
+
+    tokens: int
+    setting: str
+    recall: float
+    precision: float | None
+
+
+@with_config(_CLOSED)
+class Unanswered(TypedDict):
+    """What could not be measured, and why.
+
+    ``question`` is a key of `reticent.reports.answers.QUESTIONS`, the name of a measurement or its beginning
+    ("record_membership"), or else free text, which then stands below the table.
+    """
+
+    question: str
+    why: str
+
+
+@with_config(_CLOSED)
+class NotRun(TypedDict):
+    """An attack that was left out, and why."""
+
+    attack: str
+    why: str
+
+
+@with_config(_CLOSED)
+class AuditFacts(TypedDict, total=False):
+    """What was fixed before training and what was done, for the annex. Keys that are not known are left out.
+
+    ``pre_registered``: whether the audit's settings were the same before training. ``changed``: settings of the audit
+    that were changed after training, as "audit.primary: loss -> wbc". ``commitment``: the digest of canaries, coins and
+    seed that was stored before training. ``primary``: the attack that the verdict rests on. ``attacks``: those that
+    were run. ``family``: the tests that p-values of exploratory attacks are corrected for, and how. ``sent``: what a
+    coordinator really receives, of "plain", "private" and "sum"; nothing where the model was trained in one place.
+    ``threats``: what the page's table of attackers cannot know, by attacker: "text", "probabilities", "weights",
+    "server".
+    """
+
+    pre_registered: bool
+    changed: list[str]
+    recipe_digest: str
+    commitment: str
+    primary: str
+    attacks: list[str]
+    not_run: list[NotRun]
+    family: str
+    sent: list[str]
+    threats: dict[str, str]
+    units: dict[str, int]
+    seeds: dict[str, int]
+    digests: dict[str, str]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Plots(TypedDict, total=False):
+    """Each by model, "base", "twin" or "private", except where it is a list or said otherwise.
+
+    Attacks may add points that the page does not draw.
+    ``extraction``: within 100 attempts. ``roc`` and ``scores`` are of canaries, ``record_roc`` of real records.
+    ``bytes_full``: of the whole model once, in float32.
+    """
+
+    extraction: dict[str, list[Rate]]
     exposure: dict[str, Exposures]
     roc: dict[str, Curve]
+    record_roc: dict[str, Curve]
+    scores: dict[str, Scores]
+    epsilon: Ladder
+    checks: list[Checked]
+    server: list[Seen]
+    unanswered: list[Unanswered]
     loss: dict[str, list[LossPoint]]
     silos: Silos
     rounds: dict[str, list[Round]]
-    bytes_full: int
+    bytes_full: int | None
 
 
+Measured = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(Measurement))]
+"""What `Measurement.to_dict` gives."""
+
+
+@with_config(_CLOSED)
 class Report(TypedDict):
-    """``measurements`` are `Measurement.to_dict` values; the first one of a name and model is the one on page 1."""
+    """The first of ``measurements`` of a name and model is the one on page 1.
+
+    ``recipe`` is YAML, without paths of the machine. What ``unanswered`` holds may stand in ``plots`` as well.
+    """
 
     title: str
     created: str
     guarantee: Guarantee
-    measurements: list[dict[str, Any]]
+    measurements: list[Measured]
     plots: NotRequired[Plots]
     data: NotRequired[dict[str, Any]]
     recipe: NotRequired[str]
     provenance: NotRequired[dict[str, Any]]
+    audit: NotRequired[AuditFacts]
+    unanswered: NotRequired[list[Unanswered]]

@@ -1,20 +1,10 @@
-"""The words of page 1: what is promised, what was measured, and the verdict on each question.
+"""Words and numbers of the report: what is promised, what was redacted, and how a number is written."""
 
-A verdict is one of: "leak demonstrated"; "no leak found by a test able to find leaks of size X"; "test inconclusive"
-with the reason. None says "safe": a test shows what it can find, not what there is.
-"""
-
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import exp
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from reticent.measurement import Measurement
 from reticent.reports.report import Guarantee, Report
-
-# The share of a 95 % interval's half width at which a leak is found in 90 of 100 repeats: (1.960 + 1.282) / 1.960.
-_POWER_90 = 1.654
 
 SCRUBBER = "scrubber"  # the ``model`` of measurements of what scrubbing finds
 MODELS = {"private": "Private model", "twin": "Non-private twin", "base": "Base model"}
@@ -36,57 +26,6 @@ class _Scope(NamedTuple):
     meaning: str
     changed: str
     attackers: str
-
-
-class Verdict(NamedTuple):
-    """``kind`` chooses the colour, ``text`` says it."""
-
-    kind: Literal["leak", "none", "inconclusive"]
-    text: str
-
-
-class Row(NamedTuple):
-    """One line of page 1. ``verdict`` is None on usefulness, where ``note`` compares with the twin."""
-
-    question: str
-    measured: str
-    basis: str
-    worst: str
-    base: str
-    twin: str
-    verdict: Verdict | None
-    note: str
-
-
-class Masked(NamedTuple):
-    """How many of ``planted`` invented identifiers of a kind were masked; ``worst``: the low end of the interval."""
-
-    kind: str
-    share: str
-    worst: str
-    planted: int
-
-
-class Redaction(NamedTuple):
-    """What scrubbing did, in sentences, and what it finds."""
-
-    facts: list[str]
-    rows: list[Masked]
-
-
-@dataclass(frozen=True)
-class _Question:
-    """``name`` is a pattern for `Measurement.name`; its group, if any, fills ``{}`` in ``text``.
-
-    Where several names match, page 1 has ``prefer``, or else the first.
-    """
-
-    name: str
-    text: str
-    show: Callable[[float], str]
-    better: Literal["low", "high"] = "low"
-    leak: bool = True
-    prefer: str = ""
 
 
 def share(value: float) -> str:
@@ -130,34 +69,6 @@ def size(count: float) -> str:
 def noun(unit: str) -> str:
     """A unit of privacy as a reader calls it."""
     return "site" if unit == "client" else unit
-
-
-def _bits(value: float) -> str:
-    return f"{value:.1f} bits"
-
-
-def _area(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _epsilon(value: float) -> str:
-    return f"ε ≥ {value:.2f}" if value > 0 else "none"
-
-
-_QUESTIONS = (
-    _Question("secrets_ranked_first", "Can a planted secret be filled in at the first guess?", share),
-    _Question("exposure_bits", "Does the model prefer the secrets it was trained on to others just like them?", _bits),
-    _Question(
-        r"membership_tpr_at_(.+)pct",
-        "Allowed {}\u202f% false alarms, how many of those in the training data can someone point out?",
-        share,
-        prefer="membership_tpr_at_1pct",
-    ),
-    _Question("membership_auc", "How well can training data be told from other data? (0.5 guessing, 1 always)", _area),
-    _Question("epsilon_lower_bound", "How much loss of privacy does the audit prove? (ε; it may be more)", _epsilon),
-    _Question("accuracy", "How many questions does the model answer correctly?", share, better="high", leak=False),
-    _Question("perplexity", "How well does it predict new text? (perplexity, lower is better)", number, leak=False),
-)
 
 
 def promise(guarantee: Guarantee) -> Promise:
@@ -226,166 +137,19 @@ def subject(report: Report) -> str:
     return "private" if any(m["model"] == "private" for m in report["measurements"]) else "twin"
 
 
-def verdicts(report: Report) -> list[Row]:
-    """One row per question that the measurements answer, leaks first."""
-    measurements = [Measurement.from_dict(values) for values in report["measurements"]]
-    about = subject(report)
-    rows = []
-    for question in _QUESTIONS:
-        names = [m.name for m in measurements if m.model == about and re.fullmatch(question.name, m.name)]
-        if not names:
-            continue
-        name = question.prefer if question.prefer in names else names[0]
-        first: dict[str, Measurement] = {}
-        for m in measurements:
-            if m.name == name:
-                first.setdefault(m.model, m)
-        twin = first.get("twin") if about != "twin" else None
-        rows.append(_row(question, first[about], first.get("base"), twin, report["guarantee"]))
-    return rows
-
-
-def redaction(report: Report) -> Redaction | None:
-    """What was replaced before training, and how much of it is found; None where nothing was."""
+def redaction(report: Report) -> list[str]:
+    """What was replaced before training, in sentences; none where nothing was."""
     done = report.get("data", {}).get("scrub")
     if done is None:
-        return None
+        return []
     names = ", ".join(done["recognisers"])
     dropped = sum(done["dropped"].values())
     masks = ", ".join(f"{count:,} {kind}" for kind, count in done["masks"].items())
-    facts = [
+    return [
         f"{done['records']:,} records were read by {names}; {share(done['masked_share_of_words'])} of their words were "
         "replaced" + (f": {masks}." if masks else "."),
         f"{dropped:,} records could not be scrubbed and were dropped." if dropped else "No record had to be dropped.",
     ]
-    rows = [
-        Masked(_planted(m.name), share(m.value), share(m.interval[0]) if m.interval else "", m.n)
-        for m in map(Measurement.from_dict, report["measurements"])
-        if m.model == SCRUBBER
-    ]
-    return Redaction(facts, rows)
-
-
-def _planted(name: str) -> str:
-    kind = name.removeprefix("planted_recall").strip("_").replace("_", " ")
-    return kind or "all kinds"
-
-
-def unanswered(report: Report) -> list[str]:
-    """Questions of page 1 that no measurement answers."""
-    names = [m["name"] for m in report["measurements"] if m["model"] == subject(report)]
-    return [
-        question.text.replace("{}", "1")
-        for question in _QUESTIONS
-        if not any(re.fullmatch(question.name, name) for name in names)
-    ]
-
-
-def _row(
-    question: _Question, ours: Measurement, base: Measurement | None, twin: Measurement | None, guarantee: Guarantee
-) -> Row:
-    match = re.fullmatch(question.name, ours.name)
-    assert match is not None
-    note = ""
-    verdict = None
-    if ours.name == "epsilon_lower_bound":
-        verdict, worst = _bound_verdict(ours, twin), _promised(guarantee)
-        note = _bound_note(ours, guarantee)
-    elif question.leak:
-        verdict, worst = _leak_verdict(question, ours, base, twin), _end(question, ours)
-    else:
-        worst = _end(question, ours)
-        if twin is not None:
-            note = _cost(question, ours.value - twin.value)
-    return Row(
-        question=question.text.replace("{}", match.group(1) if match.groups() else ""),
-        measured=question.show(ours.value),
-        basis=f"{ours.n:,} {ours.counted}",
-        worst=worst,
-        base="" if base is None else question.show(base.value),
-        twin="" if twin is None else question.show(twin.value),
-        verdict=verdict,
-        note=note,
-    )
-
-
-def _end(question: _Question, ours: Measurement) -> str:
-    """The bad end of the interval."""
-    if ours.interval is None:
-        return ""
-    return question.show(ours.interval[1 if question.better == "low" else 0])
-
-
-def _reference(m: Measurement, base: Measurement | None) -> float:
-    """What a model that never saw the data shows: chance, records never trained on, the base model; the highest."""
-    known = [m.floor, m.control, None if base is None else base.value]
-    return max((value for value in known if value is not None), default=0.0)
-
-
-def _found(m: Measurement, base: Measurement | None) -> bool:
-    significant = m.p_value is None or m.p_value <= 1 - m.level
-    return m.interval is not None and m.interval[0] > _reference(m, base) and significant
-
-
-def _leak_verdict(
-    question: _Question, ours: Measurement, base: Measurement | None, twin: Measurement | None
-) -> Verdict:
-    if ours.interval is None:
-        return _inconclusive("no interval")
-    if _found(ours, base):
-        return Verdict("leak", "leak demonstrated")
-    if twin is None:
-        return _inconclusive("no positive control")
-    if not _found(twin, base):
-        return _inconclusive("positive control failed")
-    smallest = _reference(ours, base) + _POWER_90 * (ours.interval[1] - ours.interval[0]) / 2
-    return _none(question.show(smallest if ours.ceiling is None else min(smallest, ours.ceiling)))
-
-
-def _bound_verdict(ours: Measurement, twin: Measurement | None) -> Verdict:
-    """A lower bound above 0 proves a leak. What the same test proved of the twin is a size it can find."""
-    if ours.value > 0:
-        return Verdict("leak", "leak demonstrated")
-    if twin is None:
-        return _inconclusive("no positive control")
-    return _none(f"ε = {twin.value:.2f}") if twin.value > 0 else _inconclusive("positive control failed")
-
-
-def _bound_note(ours: Measurement, guarantee: Guarantee) -> str:
-    promised = guarantee["epsilon"]
-    if promised is None:
-        return ""
-    if guarantee.get("unit") == "client":
-        return "The promise is to whole sites. This test is not about them."
-    if ours.value > promised:
-        return f"This contradicts the promise of ε = {number(promised)}."
-    if ours.ceiling is not None and ours.ceiling <= promised:
-        return (
-            f"It could prove at most ε = {ours.ceiling:.2f}, so it cannot test the promise of ε = {number(promised)}."
-        )
-    return f"The promise of ε = {number(promised)} is not contradicted."
-
-
-def _promised(guarantee: Guarantee) -> str:
-    epsilon = guarantee["epsilon"]
-    if guarantee.get("unit") == "client":
-        return "promised to whole sites only"
-    return "no limit promised" if epsilon is None else f"ε = {number(epsilon)} (the promise)"
-
-
-def _cost(question: _Question, difference: float) -> str:
-    size = f"{100 * abs(difference):.1f} points" if question.show is share else number(abs(difference))
-    if difference == 0:
-        return "the same as the non-private twin"
-    return f"{size} {'above' if difference > 0 else 'below'} the non-private twin"
-
-
-def _none(size: str) -> Verdict:
-    return Verdict("none", f"no leak found by a test able to find leaks of size {size}")
-
-
-def _inconclusive(reason: str) -> Verdict:
-    return Verdict("inconclusive", f"test inconclusive ({reason})")
 
 
 def model_names(models: Sequence[str]) -> list[tuple[str, str]]:

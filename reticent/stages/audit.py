@@ -1,201 +1,229 @@
-"""Attack the base model, the twin and the private model with the planted canaries."""
+"""Attack the base model, the twin and the private model, as an adversary would, and test the promise."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reticent.asked import units_of
 from reticent.data import canary
 from reticent.data.canary import Canary
+from reticent.errors import DataError, ModelError
 from reticent.measurement import Measurement
 from reticent.progress import Progress
-from reticent.recipe import Private
-from reticent.run import Run
-from reticent.stages.inputs import AnyModel, all_models, encode_answer, open_model
-from reticent.tokens import Tokens
+from reticent.run import RecordPart, Run
+from reticent.stages.attacking import Audited, Findings, Scored, Texts
+from reticent.stages.inputs import AnyModel, all_models, open_model
+from reticent.stages.membership import allowed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from reticent.models.language_model import CausalModel
+
+RECORDS_OF_UNIT = 16  # at most, so that no owner's texts outweigh the others'
+
+_Attack = Callable[[Audited, AnyModel, "CausalModel", Any], tuple[Any, Findings]]
+"""An attack on one model; the last argument is what it returned first for the base model, which comes first."""
 
 
 def audit(run: Run, progress: Progress) -> None:
-    """Writes what each attack measured on each model; log-probabilities are computed once per model."""
+    """Writes what each attack measured on each model."""
+    about = audited(run, progress)
+    measurements: list[Measurement] = []
+    plots: dict[str, Any] = {"unanswered": _impossible(about)}
+    scored: list[tuple[str, Scored]] = []
+    private: dict[str, list[Any]] = {}
+
+    def keep(found: Findings, name: str = "") -> None:
+        measurements.extend(found.measurements)
+        _join(plots, found.plots)
+        scored.extend((name, one) for one in found.scored)
+        if found.private:
+            private.setdefault(name, []).extend(found.private)
+
+    for told, once in _once(about).items():
+        with progress.task(told, total=1) as task:
+            keep(once(about))
+            task.advance()
+    attacks = _attacks(about)
+    base: dict[str, Any] = {}
+    for name in all_models(run.recipe):
+        model = open_model(run, name)
+        with progress.task(f"attacks on the {name} model", total=len(attacks)) as task:
+            for told, attack in attacks.items():
+                state, found = attack(about, name, model, base.get(told))
+                base.setdefault(told, state)
+                keep(found, name)
+                task.advance(note=told)
+        del model  # before the next one is loaded
+    run.write_measurements("audit", measurements)
+    run.write_plots("audit", plots)
+    run.write_scores(_table(scored))
+    if private:
+        progress.say(f"addresses that the models wrote, with what they stand in: {run.write_said(private)}")
+    run.finish("audit", {"secrets": len(about.secrets), "members": len(about.members)})
+
+
+def _impossible(about: Audited) -> list[dict[str, str]]:
+    """What cannot be answered with these data, and why."""
+    asked = about.recipe.audit
+    found = []
+    if (asked.exposure or asked.extraction is not None) and not about.secrets:
+        why = "fewer than two secrets were planted, or held out; raise data.canaries.pairs"
+        found += [
+            {"question": name, "why": why} for name in ("exposure_bits", "identifiers_recited", "identifier_filled_in")
+        ]
+    if asked.membership and not about.members:
+        why = "fewer than two invented records were planted, or held out; raise data.canaries.candidates"
+        found += [{"question": name, "why": why} for name in ("membership_auc", "epsilon_lower_bound")]
+    return found
+
+
+def _table(scored: list[tuple[str, Scored]]) -> "pa.Table":
+    """A row for each model, attack and unit."""
+    import pyarrow as pa
+
+    columns = {
+        "model": [name for name, one in scored for _ in one.ids],
+        "attack": [one.attack for _, one in scored for _ in one.ids],
+        "unit": [unit for _, one in scored for unit in one.ids],
+        "group": [group for _, one in scored for group in one.groups],
+        "copies": [copies for _, one in scored for copies in one.copies],
+        "score": [float(score) for _, one in scored for score in one.scores],
+    }
+    return pa.table(columns)
+
+
+def _join(plots: dict[str, Any], more: dict[str, Any]) -> None:
+    """Adds plots by model to those of other models, and lists to lists."""
+    for name, values in more.items():
+        if isinstance(values, list):
+            plots.setdefault(name, []).extend(values)
+        elif isinstance(values, dict):
+            plots.setdefault(name, {}).update(values)
+        else:
+            plots[name] = values
+
+
+def _once(about: Audited) -> dict[str, Callable[[Audited], Findings]]:
+    """What is done once, not for each model."""
+    from reticent.stages import membership, promise, server_view
+
+    asked = about.recipe.audit
+    wanted: dict[str, tuple[bool, Callable[[Audited], Findings]]] = {
+        "checks of the training": (asked.selfcheck and about.recipe.promises, promise.checks),
+        "a look without a model": (asked.membership, membership.gate),
+        "what a coordinator reads": (asked.server_view, server_view.server_view),
+    }
+    return {told: function for told, (here, function) in wanted.items() if here}
+
+
+def _attacks(about: Audited) -> dict[str, _Attack]:
+    from reticent.stages import identifiers, membership, recitation, secrets, shadows
+
+    asked = about.recipe.audit
+    wanted: dict[str, tuple[bool, _Attack]] = {
+        "exposure": (asked.exposure and bool(about.secrets), secrets.exposure),
+        "membership of canaries": (asked.membership and bool(about.members), membership.canaries),
+        "membership of records": (asked.membership, membership.records),
+        "further trainings": (asked.shadows is not None, shadows.shadowed),
+        "recitation": (asked.extraction is not None, recitation.recitation),
+        "identifiers": (asked.identifiers is not None, identifiers.identifiers),
+    }
+    return {told: function for told, (here, function) in wanted.items() if here}
+
+
+def audited(run: Run, progress: Progress) -> Audited:
+    """What the attacks are given.
+
+    Raises:
+        DataError: the canaries are not those that were committed to before training.
+        AuditError: a share of false alarms was asked for that so few held-out units cannot show.
+        ModelError: a trained model has another tokenizer than the base model.
+    """
     from reticent.models.load import load_tokenizer
 
     recipe = run.recipe
-    canaries = _trained_on(run, canary.from_json(run.read_canaries()))
-    secrets = _both([c for c in canaries if c.role == "secret"] if recipe.audit.exposure else [])
-    members = _both([c for c in canaries if c.role == "member"] if recipe.audit.membership else [])
-    measurements: list[Measurement] = []
-    plots: dict[str, Any] = {"exposure": {}, "roc": {}}
-    if secrets or members:
-        tokenizer = load_tokenizer(recipe.model.base)
-        fills = [_fills(run, secret, tokenizer) for secret in secrets]
-        notes = [encode_answer(recipe, c.record.prompt, c.record.completion, tokenizer) for c in members]
-        records = [tokens for fill in fills for tokens in fill] + notes
-        base: Sequence[np.ndarray] = []
-        for name in all_models(recipe):
-            scores = [score.logp for score in open_model(run, name).log_probs(records, progress)]
-            cut = len(records) - len(notes)
-            if name == "base":
-                base = scores[cut:]
-            if secrets:
-                found, drawn = _exposure(name, secrets, [float(s.sum()) for s in scores[:cut]], recipe.data.seed)
-                measurements += found
-                plots["exposure"][name] = drawn
-            for number, family in enumerate(dict.fromkeys(member.family for member in members)):
-                own = [i for i, member in enumerate(members) if member.family == family]
-                found, drawn = _membership(
-                    run,
-                    name,
-                    [members[i] for i in own],
-                    [scores[cut + i] for i in own],
-                    [base[i] for i in own],
-                    suffix="" if number == 0 else "_" + family.replace("-", "_"),
-                )
-                measurements += found
-                plots["roc"].setdefault(name, drawn)
-    run.write_measurements("audit", measurements)
-    run.write_plots("audit", plots)
-    run.finish("audit", {"secrets": len(secrets), "members": len(members)})
+    canaries = _committed(run)
+    tokenizer = load_tokenizer(recipe.model.base)
+    _same_tokenizer(run, tokenizer)
+    here = None
+    if recipe.federation is not None and recipe.federation.only is not None:
+        here = {unit.id: len(unit.records) for unit in units_of(run)}
+        canaries = [replace(one, copies=here.get(one.id, 0), planted=one.id in here) for one in canaries]
+    planted = {one.id for one in canaries}
+
+    def sample(part: RecordPart, stream: int) -> Texts:
+        return _sample(
+            run, part, planted, here if part == "train" else None, np.random.default_rng([recipe.data.seed, 60, stream])
+        )
+
+    held_out = sample("held_out", 1)
+    if recipe.audit.membership:
+        allowed(recipe.audit.false_alarms, len(set(held_out.units)))
+    return Audited(
+        run=run,
+        tokenizer=tokenizer,
+        secrets=_both([one for one in canaries if one.role == "secret"]),
+        members=_both([one for one in canaries if one.role == "member"]),
+        trained=sample("train", 0),
+        held_out=held_out,
+        calibration=sample("calibration", 2),
+        progress=progress,
+    )
 
 
-def _trained_on(run: Run, canaries: Sequence[Canary]) -> list[Canary]:
-    """The canaries with the copies that were trained on: at one site alone, what others hold was not."""
-    if run.recipe.federation is None or run.recipe.federation.only is None:
-        return list(canaries)
-    here = {unit.id: len(unit.records) for unit in units_of(run)}
-    return [replace(one, copies=here.get(one.id, 0), planted=one.id in here) for one in canaries]
+def _committed(run: Run) -> list[Canary]:
+    """The canaries, if they are those whose digest was written before training."""
+    path = "data/canaries.json"
+    try:
+        canaries = canary.from_json(run.read_canaries())
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{run.folder / path} is damaged; the audit of this run cannot be made") from None
+    expected, found = run.read_manifest()["canaries"]["commitment"], canary.commitment(canaries)
+    if found != expected:
+        raise DataError(
+            f"{run.folder / path} was changed after it was committed to: its digest is {found[:12]}, that in "
+            f"data/manifest.json {expected[:12]}. An audit with other canaries proves nothing; put the file back"
+        )
+    return canaries
 
 
-def _both(canaries: list[Canary]) -> list[Canary]:
+def _same_tokenizer(run: Run, tokenizer: Any) -> None:
+    """Refuses to compare models whose tokens differ."""
+    from reticent.models.load import load_tokenizer
+
+    for name in all_models(run.recipe):
+        if name == "base":
+            continue
+        own = load_tokenizer(str(run.model_folder(name)))
+        if own.get_vocab() != tokenizer.get_vocab() or own.all_special_ids != tokenizer.all_special_ids:
+            raise ModelError(
+                f"the {name} model's tokenizer ({len(own):,} tokens, in {run.model_folder(name)}) is not that of the "
+                f"base model {run.recipe.model.base} ({len(tokenizer):,} tokens); their log-probabilities cannot be "
+                "compared. Put the base model's tokenizer there"
+            )
+
+
+def _sample(
+    run: Run, part: RecordPart, canaries: set[str], here: "dict[str, int] | None", rng: np.random.Generator
+) -> Texts:
+    """Records of units drawn at random; at most `RECORDS_OF_UNIT` of each."""
+    units = run.read_units(part)
+    rows: dict[str, list[int]] = {}
+    for row, unit in enumerate(units):
+        if unit not in canaries and (here is None or unit in here):
+            rows.setdefault(unit, []).append(row)
+    names = list(rows)
+    drawn = rng.permutation(len(names))[: run.recipe.audit.records]
+    keep = {row for i in drawn for row in rows[names[i]][:RECORDS_OF_UNIT]}
+    found = run.read_records(part, keep) if keep else []
+    return Texts([record for record, _ in found], [unit for _, unit in found])
+
+
+def _both(canaries: Sequence[Canary]) -> list[Canary]:
     """``canaries``, or none where fewer than two were trained on, or were not: there is nothing to compare."""
     planted = sum(one.planted for one in canaries)
-    return canaries if min(planted, len(canaries) - planted) >= 2 else []
-
-
-def _fills(run: Run, secret: Canary, tokenizer: Any) -> list[Tokens]:
-    """Every possible completion of a secret, without what ends a text: only the secret itself is ranked."""
-    fills = []
-    for text in canary.alternatives(secret):
-        whole = encode_answer(run.recipe, secret.record.prompt, text, tokenizer)
-        first = int(np.argmax(whole.trained))
-        end = first + len(tokenizer.encode(text, add_special_tokens=False))
-        fills.append(Tokens(whole.ids[:end], whole.trained[:end]))
-    return fills
-
-
-def _exposure(
-    name: AnyModel, secrets: Sequence[Canary], scores: Sequence[float], seed: int
-) -> tuple[list[Measurement], dict[str, list[float]]]:
-    """Exposure of planted secrets beside their held-out twins. ``scores``: those of all fills, secret after secret."""
-    from reticent.attacks.exposure import exposure, mean_exposure
-    from reticent.statistics import clopper_pearson
-
-    bits: dict[int, list[float]] = {}  # by the number of copies; 0: held out
-    firsts: Counter[int] = Counter()
-    space = secrets[0].space
-    assert space is not None
-    for number, secret in enumerate(secrets):
-        own = np.array(scores[number * space : (number + 1) * space])
-        found = exposure(float(own[canary.alternatives(secret).index(secret.record.completion)]), own)
-        bits.setdefault(secret.copies, []).append(found.bits)
-        firsts[secret.copies] += found.rank == 1
-    held_out = bits.pop(0)
-    measurements = []
-    for copies in sorted(bits, reverse=True):
-        suffix = "" if copies == max(bits) else f"_{copies}_copies"
-        mean = mean_exposure(bits[copies], space, rng=np.random.default_rng(seed))
-        planted = len(bits[copies])
-        about = partial(Measurement, model=name, n=planted, counted="secrets")
-        measurements += [
-            about(
-                name=f"exposure_bits{suffix}",
-                value=mean.value,
-                interval=mean.interval,
-                unit="bits",
-                method=f"exact rank among all {space:,} fills, {copies} copies",
-                floor=mean.floor,
-                ceiling=mean.ceiling,
-                control=float(np.mean(held_out)),
-                p_value=mean.p_value,
-            ),
-            about(
-                name=f"secrets_ranked_first{suffix}",
-                value=firsts[copies] / planted,
-                interval=clopper_pearson(firsts[copies], planted),
-                unit="share",
-                method=f"Clopper-Pearson, {copies} copies",
-                floor=1 / space,
-            ),
-        ]
-    return measurements, {"planted": bits[max(bits)], "held_out": held_out}
-
-
-def _membership(
-    run: Run,
-    name: AnyModel,
-    members: Sequence[Canary],
-    target: Sequence[np.ndarray],
-    base: Sequence[np.ndarray],
-    *,
-    suffix: str,
-) -> tuple[list[Measurement], dict[str, Any]]:
-    """Telling planted records of one family from held-out ones; each was planted by its own coin."""
-    from reticent.attacks.scores import loss, loss_difference
-    from reticent.attacks.statistics import membership, roc
-
-    planted = np.array([member.planted for member in members])
-    scores = loss(target) if name == "base" else loss_difference(target, base)
-    family = members[0].family
-    method = f"{family}, loss difference to the base model; for that model itself, loss"
-    if family in canary.SELF_AUDIT:
-        method += "; only who has the model can make this test"
-    privacy = run.recipe.privacy
-    # A promise to whole sites says nothing about one record beside others of its site.
-    claim = run.facts("train")["guarantee"]["epsilon"] if name == "private" and isinstance(privacy, Private) else None
-    delta = privacy.delta if isinstance(privacy, Private) else 0.0
-    found = membership(scores, planted, delta=delta, claim=claim)
-    about = partial(Measurement, model=name, n=len(members), counted="candidates")
-    measurements = [
-        about(
-            name=f"membership_auc{suffix}",
-            value=found.auc.value,
-            interval=found.auc.interval,
-            unit="probability",
-            method=f"{method}, DeLong",
-            floor=0.5,
-            ceiling=1.0,
-        ),
-        about(
-            name=f"epsilon_lower_bound{suffix}",
-            value=found.one_run.epsilon,
-            interval=None,
-            unit="epsilon",
-            method=f"one run, {found.one_run.guesses} fixed guesses ({method})",
-            floor=0.0,
-            ceiling=found.one_run.ceiling,
-            p_value=found.one_run.p_value,
-        ),
-    ]
-    measurements += [
-        about(
-            name=f"membership_tpr_at_{100 * at.target:g}pct{suffix}",
-            value=at.tpr,
-            interval=at.interval,
-            unit="share",
-            method=f"{method}, Clopper-Pearson, realised FPR {at.fpr:.3f} (at most {at.fpr_upper:.3f})",
-            floor=at.fpr_upper,
-            ceiling=1.0,
-        )
-        for at in found.at_fpr
-    ]
-    curve = roc(scores[planted], scores[~planted])
-    drawn = {
-        "fpr": list(curve.fpr),
-        "tpr": list(curve.tpr),
-        "members": int(planted.sum()),
-        "others": int((~planted).sum()),
-    }
-    return measurements, drawn
+    return list(canaries) if min(planted, len(canaries) - planted) >= 2 else []

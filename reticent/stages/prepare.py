@@ -67,7 +67,8 @@ def prepare(run: Run, progress: Progress) -> None:
             "seed": recipe.data.seed,
         }
     run.write_manifest(manifest)
-    run.finish("prepare", {"units": manifest["units"]["train"]})
+    # The attacks are fixed before anything is trained: a later change is told.
+    run.finish("prepare", {"units": manifest["units"]["train"], "audit": recipe.audit.model_dump(mode="json")})
 
 
 class _Planted:

@@ -1,25 +1,29 @@
 """One page that says what was promised, what was measured and what was lost."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from reticent import recipe as recipes
 from reticent.asked import federated, public_name, trained_models
 from reticent.progress import Progress
-from reticent.recipe import Recipe, Source
+from reticent.recipe import Attack, Private, Recipe, Source
 from reticent.run import Run
 
 if TYPE_CHECKING:
-    from reticent.reports.report import Report
+    from reticent.reports.answers import Line
+    from reticent.reports.report import AuditFacts, Guarantee, Plots, Report
 
 
 def report(run: Run, progress: Progress) -> None:
     """Writes report.html and report.json, from the ledger's guarantee and the measurements alone."""
     from reticent.reports.render import render
+    from reticent.reports.schema import validate
 
     with progress.task("reporting", total=1) as task:
         values = contents(run)
+        validate(values)
         run.write_report(render(cast("Report", values)), values)
         task.advance()
     run.finish("report", {})
@@ -39,6 +43,7 @@ def contents(run: Run) -> dict[str, Any]:
         ]
         for name in trained_models(run.recipe)
     }
+    unanswered = drawn.pop("unanswered", [])
     return {
         "title": f"{shown.model.base}, fine-tuned on {_source(shown)}",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -48,7 +53,95 @@ def contents(run: Run) -> dict[str, Any]:
         "data": run.read_manifest(),
         "recipe": recipes.dump(shown),
         "provenance": run.read_provenance(),
+        "audit": _audit(run),
+        "unanswered": unanswered,
     }
+
+
+def findings(run: Run) -> "list[Line]":
+    """The lines of page 1."""
+    from reticent.reports.answers import verdicts
+
+    return verdicts(_judged(run))
+
+
+def failing(run: Run, level: Literal["leak", "inconclusive"]) -> list[str]:
+    """What on page 1 is a demonstrated leak; at "inconclusive" also what could not be tested."""
+    from reticent.reports.answers import gate
+
+    return gate(_judged(run), level)
+
+
+def _judged(run: Run) -> "Report":
+    """What verdicts rest on: a report without its figures of training."""
+    drawn = run.read_plots("audit")
+    return {
+        "title": "",
+        "created": "",
+        "guarantee": cast("Guarantee", _guarantee(run)),
+        "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
+        "unanswered": drawn.pop("unanswered", []),
+        "plots": cast("Plots", drawn),
+        "audit": cast("AuditFacts", {"sent": _sent(run.recipe)}),
+    }
+
+
+def _audit(run: Run) -> dict[str, Any]:
+    """What was fixed before training, and what was not tried."""
+    asked = run.recipe.audit
+    now = recipes.flatten(asked.model_dump(mode="json"))
+    before = recipes.flatten(run.facts("prepare").get("audit", {}))
+    changed = [f"audit.{key}: {before.get(key)} -> {now.get(key)}" for key in now if now.get(key) != before.get(key)]
+    attacks = dict.fromkeys((asked.primary, *asked.attacks))
+    manifest = run.read_manifest()
+    return {
+        "pre_registered": not changed,
+        "changed": changed,
+        "recipe_digest": recipes.digest(run.recipe),
+        "commitment": manifest["canaries"]["commitment"],
+        "primary": asked.primary,
+        "attacks": list(attacks) if asked.membership else [],
+        "not_run": [{"attack": attack, "why": why} for attack, why in _not_run(run.recipe)],
+        "family": f"{len(attacks)} membership attacks on real records, by the maximum over permuted labels"
+        if asked.membership
+        else "",
+        "sent": _sent(run.recipe),
+        "units": manifest["units"],
+        "seeds": {"data.seed": run.recipe.data.seed, "train.seed": run.recipe.train.seed},
+        "digests": manifest["sha256"],
+    }
+
+
+def _sent(recipe: Recipe) -> list[str]:
+    """What a coordinator receives, in the words of the report."""
+    asked = federated(recipe)
+    if asked is None:
+        return []
+    if asked.secure_sum:
+        return ["sum"]
+    return ["private" if isinstance(recipe.privacy, Private) else "plain"]
+
+
+def _not_run(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    asked = recipe.audit
+    off = "switched off in the recipe"
+    for attack in get_args(Attack):
+        if not asked.membership or attack not in (asked.primary, *asked.attacks):
+            yield f"membership by {attack}", off if not asked.membership else "not in audit.attacks"
+    for name, here in (
+        ("exposure of planted secrets", asked.exposure),
+        ("recitation of records", asked.extraction),
+        ("identifiers", asked.identifiers),
+        ("what a coordinator reads from an update", asked.server_view),
+        ("checks of the training itself", asked.selfcheck),
+    ):
+        if not here:
+            yield name, off
+    if asked.shadows is None:
+        yield "LiRA, counterfactual memorisation", "needs more trainings: audit.shadows"
+    yield "neighbours of a text (a masked language model rewrites it)", "another model is needed; a function in Python"
+    yield "reconstruction of text from an update by optimisation", "stronger than the closed forms here; not offered"
+    yield "a coordinator that sends crafted weights", "not offered"
 
 
 def coordinated(run: Run) -> dict[str, Any]:

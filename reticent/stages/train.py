@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from reticent.training.loop import Files
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """What all processes of a training must know."""
 
     recipe: Recipe
@@ -66,7 +66,7 @@ def follow() -> None:
 
     with joined() as team:
         while (job := _told(team)) is not None:
-            _fit(job, _base(job.recipe, team).model, None, SILENT, team)
+            fit(job, _base(job.recipe, team).model, None, SILENT, team)
 
 
 def dismiss() -> None:
@@ -77,7 +77,7 @@ def dismiss() -> None:
         team.tell(lambda: None)
 
 
-def _told(team: "Team") -> _Job | None:
+def _told(team: "Team") -> Job | None:
     return team.tell(lambda: None)
 
 
@@ -93,10 +93,10 @@ def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> d
     if not done:
         loaded = _base(recipe, team)
         units = units_of(run)
-        job = _Job(recipe, units, plan_for(recipe, name, len(units)))
+        job = Job(recipe, units, plan_for(recipe, name, len(units)))
         team.tell(lambda: job)
         files = loop.Files(run.ledger_path(name), run.log_path(name), run.checkpoint_folder(name))
-        model = _fit(job, loaded.model, files, progress, team)
+        model = fit(job, loaded.model, files, progress, team)
         with run.replacing(run.model_folder(name)) as folder:
             adapter.save(model, Path(folder), base=public_name(recipe.model.base))
             loaded.tokenizer.save_pretrained(folder)
@@ -107,7 +107,7 @@ def _train_one(run: Run, name: ModelName, progress: Progress, team: "Team") -> d
     return facts
 
 
-def _fit(job: _Job, base: "PreTrainedModel", files: "Files | None", progress: Progress, team: "Team") -> Any:
+def fit(job: Job, base: "PreTrainedModel", files: "Files | None", progress: Progress, team: "Team") -> Any:
     """The trained model; in the first process whole, also if it was trained in parts."""
     from reticent.gradients.exact import refuse_inexact
     from reticent.training import loop

@@ -1,15 +1,26 @@
 """Log-probabilities and generation against plain forward passes."""
 
 import itertools
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, GraniteConfig
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from reticent.models.language_model import CausalModel
+from reticent.errors import ModelError
+from reticent.gradients.attention import use_segments
+from reticent.models import language_model
+from reticent.models.language_model import CausalModel, Sampling
 from reticent.tokens import Tokens
 
 FAMILIES = ["llama", "llama-tied", "qwen3", "neox", "gemma"]
+_SIZES = {
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
+}
 
 
 @torch.no_grad()
@@ -108,3 +119,164 @@ def test_generation_stops_before_the_end_of_text(tiny):
     (cut,) = CausalModel(model, end_of_text=int(said[2])).generate([prompt], max_new_tokens=6)
     assert cut.tolist() == said[: said.tolist().index(said[2])].tolist()
     assert cut.dtype == np.int64
+
+
+# --- over the vocabulary ---
+
+
+def _same(found, logits, record, sampling=None):
+    """The scores of one record against float64 arithmetic on its logits."""
+    at = np.flatnonzero(record.trained)
+    logs = logits.double().log_softmax(-1)[at - 1]
+    p = logs.exp()
+    mean = (p * logs).sum(-1)
+    deviation = (p * (logs - mean[:, None]) ** 2).sum(-1).sqrt()
+    own = logs[torch.arange(len(at)), torch.from_numpy(record.ids[at])]
+    np.testing.assert_allclose(found.logp, own.numpy(), rtol=0, atol=3e-5)
+    np.testing.assert_allclose(found.mean, mean.numpy(), rtol=0, atol=3e-5)
+    np.testing.assert_allclose(found.deviation, deviation.numpy(), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "capped", "scaled"])
+def test_mean_and_deviation_over_the_vocabulary_are_those_of_float64(tiny, family):
+    model = _unusual(tiny, family) if family in ("capped", "scaled") else tiny.model(family)
+    records = _shared(tiny, np.random.default_rng(2))
+    plain = tiny.plain(model)
+    for found, record in zip(CausalModel(model).log_probs(records, vocabulary=True), records, strict=True):
+        with torch.no_grad():
+            _same(found, plain(input_ids=torch.from_numpy(record.ids)[None]).logits[0], record)
+
+
+def _unusual(tiny, kind):
+    """Models that do more with their scores than their head does."""
+    sizes = {key: value for key, value in tiny.families["gemma"]().to_dict().items() if key in _SIZES}
+    if kind == "capped":
+        config = Gemma2Config(**sizes, final_logit_softcapping=2.0, attn_logit_softcapping=None)
+    else:
+        config = GraniteConfig(**sizes, logits_scaling=3.0)
+    model = tiny.build(config)
+    use_segments(model)
+    return model
+
+
+def test_extreme_scores_give_no_nan():
+    logits = torch.tensor([[0.0, -1e30, -torch.inf, 0.0], [0.0, -300.0, -1e4, -torch.inf]])
+    where, tokens = np.array([0, 1, 1]), np.array([3, 0, 1])
+    found = language_model._over_vocabulary(logits, None, where, tokens, True, Sampling(top_k=2, top_p=0.9))
+    np.testing.assert_allclose(found.logp, [-np.log(2), 0, -300], rtol=1e-6)
+    np.testing.assert_allclose(found.mean, [-np.log(2), 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(found.deviation, [0, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+def test_chunks_change_nothing(tiny, chunk, monkeypatch):
+    model, records = CausalModel(tiny.model()), _shared(tiny, np.random.default_rng(3))
+    whole = model.log_probs(records, vocabulary=True, sampling=Sampling(0.7, 5, 0.8))
+    monkeypatch.setattr(language_model, "_CHUNK_CPU", chunk)
+    for one, other in zip(
+        whole, model.log_probs(records, vocabulary=True, sampling=Sampling(0.7, 5, 0.8)), strict=True
+    ):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_scores_of_all_tokens_never_stand_in_memory_at_once(tiny, monkeypatch):
+    shapes = []
+    chunk = language_model._chunk
+    monkeypatch.setattr(language_model, "_CHUNK_CPU", 10 * tiny.vocabulary)
+    monkeypatch.setattr(
+        language_model, "_chunk", lambda logits, *rest: shapes.append(logits.shape) or chunk(logits, *rest)
+    )
+    model = tiny.model()
+    widest = []
+    model.register_forward_hook(lambda m, args, out: widest.append(out.logits.shape[-1]))
+    CausalModel(model).log_probs([tiny.record(list(range(2, 50)))])
+    assert max(rows for rows, _ in shapes) == 10 and widest == [model.config.hidden_size]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, None, 0.9), Sampling(2.0, 7, 0.6), Sampling(1.0, None)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_sampled_is_what_transformers_draws_from(sampling, ties):
+    logits = torch.randn(20, 60, generator=torch.Generator().manual_seed(0)) * 3
+    if ties:
+        logits = logits.round()
+    expected = logits / sampling.temperature
+    if sampling.top_k is not None:
+        expected = TopKLogitsWarper(sampling.top_k)(None, expected)
+    if sampling.top_p is not None:
+        expected = TopPLogitsWarper(sampling.top_p)(None, expected)
+    expected = expected.log_softmax(-1)
+    where, tokens = np.repeat(np.arange(20), 60), np.tile(np.arange(60), 20)
+    found = language_model._over_vocabulary(logits, None, where, tokens, False, sampling).sampled.reshape(20, 60)
+    expected = expected.numpy()
+    if ties and sampling.top_p is not None:  # which of equal ones stays is a matter of torch's unstable sort
+        found, expected = np.sort(found), np.sort(expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1, 0), Sampling(1, None, 0.0), Sampling(1, None, 1.5)])
+def test_sampling_out_of_bounds_is_refused(tiny, sampling):
+    with pytest.raises(ValueError, match="must be"):
+        CausalModel(tiny.model()).log_probs([tiny.record([2, 3])], sampling=sampling)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_model_is_said_to_be_broken(tiny, value):
+    model = tiny.model()
+    with torch.no_grad():
+        model.lm_head.weight[7] = value
+    with pytest.raises(ModelError, match="not finite"):
+        CausalModel(model).log_probs([tiny.record([2, 3, 4])])
+
+
+# --- many records ---
+
+
+class _Lazy(Sequence):
+    """Records made when asked for, and how many are held."""
+
+    def __init__(self, make, count):
+        self._make, self._count, self.alive = make, count, 0
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        record = self._make(index)
+        self.alive += 1
+        weakref.finalize(record, self._gone)
+        return record
+
+    def _gone(self):
+        self.alive -= 1
+
+
+def test_streamed_scores_are_those_of_log_probs_and_hold_few_records(tiny, monkeypatch):
+    monkeypatch.setattr(language_model, "_BLOCK", 64)
+    model = CausalModel(tiny.model(), max_tokens=32)
+    lazy = _Lazy(lambda i: tiny.record([2 + i % 3, 5, 6, 7 + i % 50, 8, 9, 10, 11], 3), 100)
+    listed, most, seen = model.log_probs([lazy[i] for i in range(100)]), 0, {}
+    for number, scores in model.scores(lazy):
+        most = max(most, lazy.alive)
+        seen[number] = scores
+    assert sorted(seen) == list(range(100)) and most <= 20
+    for number, scores in seen.items():
+        np.testing.assert_allclose(scores.logp, listed[number].logp, rtol=0, atol=2e-5)
+
+
+def test_a_large_group_of_completions_is_read_in_parts(tiny):
+    model, read = tiny.model(), []
+    model.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    records = [tiny.record([2, 3, 4, a, b, 5], 3) for a in range(10, 20) for b in range(10, 20)]
+    found = CausalModel(model, max_tokens=30).log_probs(records)
+    assert max(read) <= 33 and len(read) < 6
+    for scores, record in zip(found, records, strict=True):
+        np.testing.assert_allclose(scores.logp, _slow(tiny, model, record)[0], rtol=0, atol=2e-5)
+
+
+def test_a_record_of_which_nothing_is_trained_has_no_scores(tiny):
+    empty = Tokens(np.array([3, 4, 5]), np.zeros(3, dtype=bool))
+    first, second = CausalModel(tiny.model()).log_probs([empty, tiny.record([2, 3])], vocabulary=True)
+    assert len(first.logp) == len(first.mean) == 0 and len(second.logp) == 1
+    (alone,) = CausalModel(tiny.model()).log_probs([empty], vocabulary=True)
+    assert len(alone.logp) == len(alone.deviation) == 0

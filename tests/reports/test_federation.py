@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reticent.reports import federation, plots, table
+from reticent.reports import answers, federation, plots, table
 from reticent.reports.render import render
 from reticent.reports.report import Guarantee, Report, Round, SitePromise
 
@@ -177,7 +177,7 @@ def test_an_audit_of_single_units_does_not_test_a_promise_to_sites() -> None:
             "unit": "epsilon", "counted": "candidates",
         }
     ]  # fmt: skip
-    (row,) = table.verdicts(report)
+    (row,) = answers.verdicts(report)
     assert row.worst == "promised to whole sites only"
     assert row.note == "The promise is to whole sites. This test is not about them."
 

@@ -130,3 +130,85 @@ def test_a_bare_report_renders() -> None:
 def test_empty_plots_are_left_out(report: Report) -> None:
     report["plots"] = {"exposure": {"private": {"planted": [], "held_out": []}}, "roc": {}, "loss": {"private": []}}
     assert "<svg" not in render(report)
+
+
+def test_the_full_page_is_well_formed_and_says_nothing_is_safe(full_page: str) -> None:
+    page = full_page
+    parser = _Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert "safe" not in page.lower()
+    assert not re.search(r"https?://|<script|<link|@import|src=|url\((?!#)", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
+
+
+def test_the_full_page_has_every_figure_once(full_page: str) -> None:
+    assert full_page.count("<svg") == 8
+    ids = re.findall(r' id="([^"]*)"', full_page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_full_page_has_the_same_bytes_twice(full: Report, full_page: str) -> None:
+    assert render(full) == full_page
+
+
+def test_the_seven_questions_are_in_their_order(undrawn: Report) -> None:
+    assert re.findall(r'scope="rowgroup">(\d)\. ', render(undrawn)) == list("1234567")
+
+
+def test_a_question_without_a_line_is_not_answered(report: Report) -> None:
+    report["unanswered"] = [{"question": "recite", "why": "no secret was planted <here>"}]
+    page = render(report)
+    assert "not answered: no secret was planted &lt;here&gt;" in page
+    assert "not answered: the model was not trained across sites" in page
+
+
+def test_a_failed_check_stands_on_page_one_and_in_the_annex(undrawn: Report) -> None:
+    undrawn["plots"]["checks"][5]["passed"] = False
+    page = render(undrawn)
+    assert "promise not kept: check noise scale failed" in page
+    assert page.count("FAILED") == 1
+
+
+def test_scores_of_other_studies_stand_apart_with_a_warning(undrawn: Report) -> None:
+    page = render(undrawn)
+    others = page.index("Scores of other studies")
+    assert page.index("They mislead.") > others
+    assert page.index("seed bleu memorised") > others
+
+
+def test_exploratory_attacks_stand_apart(undrawn: Report) -> None:
+    page = render(undrawn)
+    assert page.index("Other attacks on the same questions") < page.index('scope="row">wbc')
+    assert "record membership auc[wbc]" in page  # in the annex
+
+
+def test_what_was_fixed_before_training_is_told(undrawn: Report) -> None:
+    assert "fixed before training and not changed since" in render(undrawn)
+    undrawn["audit"].update(pre_registered=False, changed=["audit.primary: loss -> wbc"])
+    page = render(undrawn)
+    assert "changed after training" in page
+    assert "audit.primary: loss -&gt; wbc" in page
+    assert "a1" * 32 in page
+
+
+def test_attacks_that_were_not_run_are_named_with_the_reason(undrawn: Report) -> None:
+    assert "audit.shadows is null: it needs more trainings" in render(undrawn)
+
+
+def test_each_figure_may_be_empty_or_missing(undrawn: Report) -> None:
+    undrawn["plots"].update(extraction={}, record_roc={}, scores={}, epsilon={}, server=[])
+    assert "<svg" not in render(undrawn)
+    undrawn["plots"] = {}
+    assert "<svg" not in render(undrawn)
+
+
+def test_a_ladder_with_unknown_rungs_is_drawn(undrawn: Report) -> None:
+    undrawn["plots"]["epsilon"] = {"claimed": None, "measured": 0.0}
+    page = render(undrawn)
+    assert "what this audit proves" in page
+    assert "claimed, by the ledger" not in page
+
+
+def test_scores_that_are_all_the_same_are_drawn(undrawn: Report) -> None:
+    undrawn["plots"]["scores"] = {"private": {"planted": [1.0, 1.0], "held_out": []}}
+    assert "Scores of planted and held-out records" in render(undrawn)

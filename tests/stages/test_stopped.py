@@ -111,8 +111,8 @@ def no_file_above(size):
     [
         ("prepare", 5_000, "cannot write runs/my: File too large"),
         ("train", 5_000, "cannot write the checkpoint runs/my/models/twin/checkpoint"),
-        ("audit", 1_000, "cannot write runs/my/measurements/audit.json"),
-        ("report", 20_000, "cannot write runs/my/report.html"),
+        ("audit", 1_000, "the checks of the training cannot write their ledger"),
+        ("report", 20_000, "cannot write runs/my/report.json: File too large"),
     ],
 )
 def test_a_write_that_fails_half_way_leaves_nothing(before, stage, size, match):
