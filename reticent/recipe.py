@@ -678,6 +678,23 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _shadows_are_like_a_model(self) -> Self:
+        asked = self.audit.shadows
+        if asked is None:
+            return self
+        if self.federation is not None:
+            raise ValueError("audit.shadows are trained in one place; with federation say audit.shadows: null")
+        if asked.private and not isinstance(self.privacy, Private):
+            raise ValueError(
+                "audit.shadows.private trains as the private model is, and privacy.kind is none; say false"
+            )
+        if not asked.private and isinstance(self.privacy, Private) and not self.audit.twin:
+            raise ValueError(
+                "audit.shadows are compared with the twin; say audit.twin: true, or audit.shadows.private: true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _federation_fits(self) -> Self:
         asked = self.federation
         if asked is None or asked.only is not None:

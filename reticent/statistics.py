@@ -92,6 +92,18 @@ def mcnemar(b: int, c: int) -> float:
     return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
 
 
+def paired(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> float:
+    """`mcnemar` of two (items,) rows of yes/no answers to the same items, none skipped.
+
+    Raises:
+        ValueError: if there is no item, or lengths differ.
+    """
+    ours, theirs = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if ours.ndim != 1 or ours.shape != theirs.shape or len(ours) == 0:
+        raise ValueError(f"answers are compared on the same items, got {ours.shape} and {theirs.shape}")
+    return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
+
+
 def auc(members: np.ndarray, others: np.ndarray, *, level: float = 0.95) -> Estimate:
     """Probability that a member scores above an other one, ties half, with DeLong's interval on the logit scale.
 

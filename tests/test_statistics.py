@@ -41,6 +41,14 @@ def test_mcnemar_equals_the_binomial_test() -> None:
     assert statistics.mcnemar(0, 0) == statistics.mcnemar(4, 4) == 1
 
 
+def test_answers_to_the_same_items_are_compared_where_they_differ() -> None:
+    first, second = [True] * 10 + [False] * 30, [True] * 4 + [False] * 36
+    assert statistics.paired(first, second) == pytest.approx(2 / 2**6)
+    assert statistics.paired(first, first) == 1
+    with pytest.raises(ValueError, match="same items"):
+        statistics.paired([True], [True, False])
+
+
 def test_auc_counts_pairs_and_ties_half() -> None:
     rng = np.random.default_rng(0)
     members, others = rng.integers(0, 6, 80) + 1.0, rng.integers(0, 6, 50) + 0.0

@@ -94,7 +94,7 @@ def _subjects(
     if min(len(ours), len(theirs)) < FEWEST:
         raise ValueError(
             f"{len(ours)} members and {len(theirs)} others cannot show whether they differ: {FEWEST} subjects a side "
-            "are needed"
+            "are needed; raise data.held_out"
         )
     return np.array([number[key] for side in sides for key in side]), np.array([key in ours for key in number])
 

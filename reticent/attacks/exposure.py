@@ -89,19 +89,6 @@ def sampled_exposure(secret: float, references: np.ndarray) -> SampledExposure:
     return SampledExposure(log2(total) - log2(rank), rank, len(scores), rank / total)
 
 
-def disjoint_references(references: np.ndarray, secrets: int, *, rng: np.random.Generator) -> np.ndarray:
-    """(secrets, references // secrets) a random block of references for each secret: p-values are then independent.
-
-    Raises:
-        ValueError: if there are fewer references than secrets, or no secret.
-    """
-    scores = _finite("references", references)
-    if not 1 <= secrets <= len(scores):
-        raise ValueError(f"each of {secrets} secrets needs a reference of its own, got {len(scores)}")
-    each = len(scores) // secrets
-    return rng.permutation(scores)[: secrets * each].reshape(secrets, each)
-
-
 def joint_exposure(
     secrets: np.ndarray | Sequence[float],
     references: np.ndarray,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reticent.statistics import Estimate, clopper_pearson, cochran_armitage, mcnemar, newcombe_difference
+from reticent.statistics import clopper_pearson, cochran_armitage, share_upper
 from reticent.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -110,24 +110,6 @@ def windows(scores: np.ndarray, suffix: int) -> np.ndarray:
     if len(scores) < suffix:
         return np.empty((0, suffix), dtype=scores.dtype)
     return np.lib.stride_tricks.sliding_window_view(scores, suffix)
-
-
-class OverSplits(NamedTuple):
-    """Of the splits of one record: whether any was recited, and which share of them."""
-
-    any: bool
-    mean: float
-
-
-def over_splits(recited: Sequence[bool]) -> OverSplits:
-    """What the splits of one record say together.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not recited:
-        raise ValueError("a record needs a split")
-    return OverSplits(any(recited), float(np.mean(recited)))
 
 
 def log_probability(sampled: np.ndarray) -> float:
@@ -240,7 +222,7 @@ def rate(hits: Sequence[bool] | np.ndarray) -> Rate:
         ValueError: if there is no trial.
     """
     count, n = int(np.sum(hits)), len(hits)
-    return Rate(count, n, count / max(n, 1), clopper_pearson(count, n), clopper_pearson(count, n, level=0.9)[1])
+    return Rate(count, n, count / max(n, 1), clopper_pearson(count, n), share_upper(count, n))
 
 
 def rates_by_copies(hits: Sequence[bool] | np.ndarray, copies: Sequence[int]) -> dict[int, Rate]:
@@ -264,23 +246,6 @@ def rising(rates: Mapping[int, Rate], *, rng: np.random.Generator) -> float:
     return cochran_armitage(
         [rate.hits for rate in own], [rate.n for rate in own], [float(np.log1p(count)) for count in rates], rng=rng
     )
-
-
-def above_control(trained: Rate, control: Rate) -> Estimate:
-    """Difference of two shares of different records, with Newcombe's interval."""
-    return newcombe_difference(trained.hits, trained.n, control.hits, control.n)
-
-
-def paired(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> float:
-    """McNemar's exact two-sided p-value: do two models extract the same records, or do pairs differ by their coin?
-
-    Raises:
-        ValueError: if lengths differ.
-    """
-    ours, theirs = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"pairs need as many of both, got {ours.shape} and {theirs.shape}")
-    return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
 
 
 def guesser_attempts(space: int, p: float) -> float:

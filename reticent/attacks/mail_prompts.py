@@ -5,7 +5,7 @@ name and address first. The questions serve the same purposes as LLM-PBE's, in o
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,17 +54,6 @@ def named_addresses(text: str) -> list[Known]:
     for match in NAMED.finditer(text):
         found.setdefault(match[2].casefold(), Known(match[1], match[2]))
     return list(found.values())
-
-
-def context_prompt(text: str, start: int, encode: Callable[[str], Sequence[int]], *, tokens: int) -> np.ndarray:
-    """The last ``tokens`` tokens before the address at character ``start``, (at most tokens,) int64.
-
-    Raises:
-        ValueError: if nothing stands before the address, or ``tokens`` is under 1.
-    """
-    if tokens < 1 or not 0 < start <= len(text):
-        raise ValueError(f"a prompt needs text before the address and 1 token or more, got {start} and {tokens}")
-    return np.array(encode(text[:start])[-tokens:], dtype=np.int64)
 
 
 def few_shot_prompt(template: str, name: str, known: Sequence[Known]) -> str:

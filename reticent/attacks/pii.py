@@ -18,7 +18,11 @@ import numpy as np
 from scipy import special
 
 from reticent.data.spans import Span
-from reticent.statistics import Estimate, clopper_pearson, mcnemar
+from reticent.statistics import Estimate, clopper_pearson, good_turing
+from reticent.tokens import Tokens
+
+AFTER = 4  # tokens behind an identifier that count: each costs as much as one of it
+SHORTEST = 4  # letters and digits of an identifier that is worth guessing
 
 
 class Identifier(NamedTuple):
@@ -81,15 +85,6 @@ class Reconstruction(NamedTuple):
     proposed: float
 
 
-class Comparison(NamedTuple):
-    """Two models on the same items: how many only the first got right, only the second, and McNemar's p-value."""
-
-    gained: int
-    lost: int
-    difference: float
-    p_value: float
-
-
 class Evidence(NamedTuple):
     """One identifier that a model wrote: ``text`` as it first wrote it, ``times`` in all, in which ``samples``, and how
     often it stands in the training data and in what the base model wrote. For internal files only: it may be real.
@@ -114,6 +109,22 @@ def mentions(text: str, spans: Iterable[Span]) -> list[Identifier]:
     return [one for one in found if one.text]
 
 
+def beyond(text: str, spans: Iterable[Span], prompt: str) -> list[Identifier]:
+    """The `mentions` in ``text`` that do not stand in its ``prompt``."""
+    known = normalised(prompt)
+    return [one for one in mentions(text, spans) if one.text not in known]
+
+
+def pools(texts: Iterable[tuple[str, Iterable[Span]]]) -> dict[str, list[str]]:
+    """By kind: every different identifier in texts with their spans, as it is first written."""
+    found: dict[str, dict[str, str]] = {}
+    for text, spans in texts:
+        for span in spans:
+            written = text[span.start : span.end]
+            found.setdefault(span.entity, {}).setdefault(normalised(written), written)
+    return {kind: list(pool.values()) for kind, pool in found.items()}
+
+
 def extraction(
     generated: Sequence[Collection[Identifier]],
     real: Mapping[Identifier, int],
@@ -124,8 +135,7 @@ def extraction(
     Intervals are of the jackknife over generated texts, which never understates the variance on average (Efron and
     Stein 1981). The bootstrap does: a text drawn twice says nothing new, and of 95 % percentile intervals 3 % held the
     expected recall where most identifiers are said once. Where nothing (or all) leaked they are of
-    Clopper and Pearson: over identifiers for precision, over texts for recall. ``unseen`` is f1 / N of Good (1953): the
-    identifiers generated once over all mentions generated.
+    Clopper and Pearson: over identifiers for precision, over texts for recall. ``unseen`` is `good_turing`'s.
 
     Args:
         generated: the mentions in each text, independent draws of one sampler.
@@ -153,7 +163,7 @@ def extraction(
         precision=_precision(len(leaked), len(times), missing_leaked, missing) if times else None,
         recall=_recall(len(leaked), len(real), missing_leaked),
         recall_of_mentions=sum(real[one] for one in leaked) / sum(real.values()),
-        unseen=sum(count == 1 for count in times.values()) / times.total() if times else None,
+        unseen=good_turing(list(times.values())) if times else None,
         found=len(times),
         leaked=len(leaked),
         sought=len(real),
@@ -206,6 +216,64 @@ def draw_candidates(space: Sequence[str], truth: str, count: int, rng: np.random
             chosen.append(space[i])
     chosen.insert(int(rng.integers(len(chosen) + 1)), truth)
     return chosen
+
+
+def candidates(
+    text: str, span: Span, pool: Sequence[str], count: int, rng: np.random.Generator, *, beside: str = ""
+) -> list[str]:
+    """`draw_candidates` for what stands at ``span``, of those of the ``pool`` that stand nowhere in the record.
+
+    None if the identifier has fewer than `SHORTEST` letters and digits, or the record has it twice: then its other
+    place gives it away. ``beside``: the rest of the record.
+    """
+    truth = text[span.start : span.end]
+    form, own = normalised(truth), normalised(f"{beside} {text}")
+    if len(form) < SHORTEST or own.count(form) > 1:
+        return []
+    return draw_candidates([other for other in pool if normalised(other) not in own], truth, count, rng)
+
+
+def proposals(
+    texts: Sequence[str], spans: Sequence[Sequence[Span]], kind: str, record: tuple[str, str], seen: int
+) -> list[str]:
+    """The different identifiers of a kind in continuations ``texts`` of what stands before a mask.
+
+    Args:
+        texts: each begins with ``seen`` characters of the record.
+        spans: the identifiers in each.
+        kind: of what was masked.
+        record: what stands before the mask and behind it; an identifier that is in there was not masked.
+        seen: characters in which nothing counts.
+    """
+    rest = normalised(" ".join(record))
+    found: dict[str, str] = {}
+    for text, own in zip(texts, spans, strict=True):
+        for span in own:
+            written = text[span.start : span.end]
+            form = normalised(written)
+            if span.entity == kind and span.start >= seen and form and form not in rest:
+                found.setdefault(form, written)
+    return list(found.values())
+
+
+def differing(texts: Sequence[np.ndarray]) -> list[Tokens]:
+    """Texts, (tokens,) each, that differ in one place, up to `AFTER` tokens behind it; what all begin with is a prompt.
+
+    Their totals differ from those of the whole texts by the same number, but for what stands further behind.
+    """
+    first = texts[0]
+    start = max(1, min(_same(first, other) for other in texts))
+    shortest = min(len(ids) for ids in texts)
+    tail = min(shortest - start, *(_same(first[::-1], other[::-1]) for other in texts))
+    ends = [len(ids) - max(0, tail - AFTER) for ids in texts]
+    return [Tokens(ids[:end], np.arange(end) >= start) for ids, end in zip(texts, ends, strict=True)]
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> int:
+    """Number of tokens that both begin with."""
+    size = min(len(a), len(b))
+    unlike = np.flatnonzero(a[:size] != b[:size])
+    return int(unlike[0]) if len(unlike) else size
 
 
 def ranking(scores: np.ndarray, truth: int) -> Ranking:
@@ -296,23 +364,6 @@ def reconstruction(
     return Reconstruction(hits, _share(int(hits.sum()), len(hits)), proposed / len(hits))
 
 
-def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
-    """Two models' right answers to the same items, none skipped (McNemar's exact test).
-
-    Args:
-        first: (items,) bool.
-        second: (items,) bool.
-
-    Raises:
-        ValueError: if there is no item, or lengths differ.
-    """
-    ours, theirs = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if ours.ndim != 1 or ours.shape != theirs.shape or len(ours) == 0:
-        raise ValueError(f"models are compared on the same items, got {ours.shape} and {theirs.shape}")
-    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return Comparison(gained, lost, (gained - lost) / len(ours), mcnemar(gained, lost))
-
-
 def accuracy_compatible(target: Inference, base: Inference) -> float | None:
     """Accuracy as the source system states it: without the items on which the base model guesses the same.
 
@@ -333,17 +384,14 @@ def evidence(
     spans: Sequence[Iterable[Span]],
     real: Mapping[Identifier, int],
     by_base: Mapping[Identifier, int],
-    *,
-    kinds: Collection[str] = ("URL", "EMAIL_ADDRESS"),
 ) -> list[Evidence]:
-    """What generated texts hold of these kinds, and what speaks for a leak: the most often written first.
+    """Links and addresses in generated texts, and what speaks for a leak: the most often written first.
 
     Args:
         texts: generated.
         spans: the identifiers in each.
         real: mentions in the training data.
         by_base: mentions in as many texts of the base model.
-        kinds: that are listed.
     """
     shown: dict[Identifier, str] = {}
     where: dict[Identifier, list[int]] = {}
@@ -351,7 +399,7 @@ def evidence(
         for span in own:
             written = text[span.start : span.end]
             one = Identifier(span.entity, normalised(written))
-            if one.kind in kinds and one.text:
+            if one.kind in ("URL", "EMAIL_ADDRESS") and one.text:
                 shown.setdefault(one, written)
                 where.setdefault(one, []).append(number)
     found = [

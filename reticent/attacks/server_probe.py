@@ -246,27 +246,24 @@ def span(rows: torch.Tensor, *, rank: int | None = None) -> Span:
     return Span(kept, rows.shape[1] - len(kept))
 
 
-def says_something(free: int, vocabulary: int, tolerance: float = TOLERANCE) -> bool:
+def says_something(free: int, vocabulary: int) -> bool:
     """Whether a span that leaves ``free`` dimensions tells tokens apart.
 
-    A vector that has nothing to do with it is within ``tolerance`` with a probability of about tolerance^free; fewer
+    A vector that has nothing to do with it is within `TOLERANCE` with a probability of about TOLERANCE^free; fewer
     than one such token of the vocabulary must be expected. So as many tokens as dimensions are too many.
     """
-    return free > 0 and vocabulary * tolerance**free < 1
+    return free > 0 and vocabulary * TOLERANCE**free < 1
 
 
-def embedding_rows(change: torch.Tensor, *, tied: bool, factor: float = 10.0) -> np.ndarray:
+def embedding_rows(change: torch.Tensor) -> np.ndarray:
     """The tokens whose rows of an embedding's (vocabulary, d) ``change`` show that they were read, largest first.
 
-    Untied: rows that are not zero, exactly the tokens that were read; none if no row is zero, as under noise or weight
-    decay. ``tied``: rows above ``factor`` times the median row; no proof, for a likely token's row changes much too.
+    Rows that are not zero: where the head has weights of its own, exactly the tokens that were read. None if no row is
+    zero, as under noise or weight decay, or where the head shares them.
     """
     sizes = change.double().norm(dim=1)
-    bound = factor * float(sizes.median()) if tied else 0.0
-    kept = sizes > bound
-    if not tied and bool(kept.all()):
-        return np.empty(0, dtype=np.int64)
-    return _first(-sizes, int(kept.sum()))
+    kept = sizes > 0
+    return np.empty(0, dtype=np.int64) if bool(kept.all()) else _first(-sizes, int(kept.sum()))
 
 
 def probe(update: Update, layer: FirstLayer, *, told: int) -> Reading:
@@ -284,7 +281,7 @@ def probe(update: Update, layer: FirstLayer, *, told: int) -> Reading:
     if not layer.names & update.keys():
         raise ValueError("the update has no tensor of the first layer, so this probe reads nothing from it")
     rows = update.get(layer.embedding)
-    if rows is not None and not layer.tied and len(found := embedding_rows(rows, tied=False)):
+    if rows is not None and not layer.tied and len(found := embedding_rows(rows)):
         return Reading(found, "embedding rows")
     size = len(layer.inputs[0])
     stacked = _stacked(update, layer)
@@ -385,7 +382,7 @@ def canary_update(
     """
     if not 0 < clip_norm < math.inf:
         raise ValueError(f"clip_norm must be positive and finite, got {clip_norm}")
-    rng = np.random.default_rng([seed, index])
+    rng = np.random.default_rng([seed, 70, index])  # numpy takes [seed, 0] for seed, and [seed, 20] are coins
     drawn = {name: rng.standard_normal(tuple(shapes[name]), dtype=np.float32) for name in sorted(shapes)}
     size = math.sqrt(math.fsum(float(np.square(value, dtype=np.float64).sum()) for value in drawn.values()))
     return {name: torch.from_numpy(value * np.float32(clip_norm / size)) for name, value in drawn.items()}

@@ -24,8 +24,8 @@ def greedy(
 ) -> list[np.ndarray]:
     """The most likely continuation of each prompt, (tokens,) int64, up to and without ``end_of_text``.
 
-    Token for token what `CausalModel.generate` says. ``frequency_penalty`` is taken off the logit of a token for each
-    time it was already said; what comes out is then no longer the most likely text.
+    Token for token what `TokenScores.hit` calls the most likely. ``frequency_penalty`` is taken off a token's logit for
+    each time it was already said; what comes out is then no longer the most likely text.
 
     Raises:
         ValueError: a prompt is empty, or ``max_new_tokens`` or ``batch`` is under 1.

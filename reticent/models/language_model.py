@@ -1,4 +1,4 @@
-"""A language model as attacks and utility see it: token log-probabilities and generated text, nothing else."""
+"""A language model as attacks and utility see it: token log-probabilities, and nothing else."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,10 +72,6 @@ class LanguageModel(Protocol):
         """Each record's index and scores, in any order; those of all records never stand in memory at once."""
         ...
 
-    def generate(self, prompts: Sequence[np.ndarray], *, max_new_tokens: int) -> list[np.ndarray]:
-        """The most likely continuation of each prompt, (tokens,) int64, without the prompt."""
-        ...
-
 
 class _Tree(NamedTuple):
     """Records that share a prompt, as a tree of tokens: each distinct beginning is computed once.
@@ -93,8 +89,8 @@ class _Tree(NamedTuple):
 class CausalModel:
     """A transformers model, with or without an adapter."""
 
-    def __init__(self, model: PreTrainedModel, *, max_tokens: int = 2048, end_of_text: int | None = None) -> None:
-        self._model, self._max_tokens, self._end = model, max_tokens, end_of_text
+    def __init__(self, model: PreTrainedModel, *, max_tokens: int = 2048) -> None:
+        self._model, self._max_tokens = model, max_tokens
         self._head = output_head(model)  # until the model turns out to do more with its scores
 
     @property
@@ -197,24 +193,6 @@ class CausalModel:
                     return _at(out, at), self._head
                 self._head = None
             return _at(self._model(**inputs).logits, at), None
-
-    @torch.no_grad()
-    def generate(self, prompts: Sequence[np.ndarray], *, max_new_tokens: int) -> list[np.ndarray]:
-        """The most likely continuation of each prompt, (tokens,) int64, up to and without the end of text."""
-        out = []
-        for prompt in prompts:
-            ids = [int(token) for token in prompt]
-            for _ in range(max_new_tokens):
-                with segments([Segment(0, len(ids))]):
-                    logits = self._model(
-                        input_ids=torch.tensor([ids], device=self._model.device), logits_to_keep=1, use_cache=False
-                    ).logits
-                token = int(logits[0, -1].argmax())
-                if token == self._end:
-                    break
-                ids.append(token)
-            out.append(np.array(ids[len(prompt) :], dtype=np.int64))
-        return out
 
 
 # ------------------------------------------------------------------------------------------------ over the vocabulary

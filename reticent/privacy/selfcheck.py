@@ -56,7 +56,6 @@ class Observed:
     the optimiser began.
     """
 
-    drawn: int
     clipped: Sums
     noised: Sums
     given: Sums

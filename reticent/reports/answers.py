@@ -371,7 +371,7 @@ def _blind(found: _Found) -> list[str]:
     return [
         f"Without any model, members are told apart with {_area(blind.value)} (0.5 is guessing)"
         + (f", 95\u202f% interval {_area(blind.interval[0])} to {_area(blind.interval[1])}" if blind.interval else "")
-        + ". Where that interval leaves out 0.5, the groups differ by themselves and the test on real data is withheld."
+        + ". Where all of it lies above 0.5, the groups differ by themselves and the test on real data is withheld."
     ]
 
 
@@ -467,7 +467,7 @@ def _server(found: _Found, report: Report) -> tuple[list[Line], list[str]]:
     plain = found.any(_PLAIN.name)
     sent = report.get("audit", {}).get("sent")
     shown = [kind for kind in _SERVER if found.any(kind.name) is not None]
-    if plain is not None and (not shown or "plain" in (sent or [])):
+    if plain is not None and (not shown or (sent == [] and found.about == "twin") or "plain" in (sent or [])):
         shown.insert(0, _PLAIN)
     lines = []
     for kind in shown:
@@ -478,7 +478,7 @@ def _server(found: _Found, report: Report) -> tuple[list[Line], list[str]]:
     if not lines:
         return [], []
     remarks = ["Passing this probe promises nothing: stronger attacks on updates are known, on adapters and noise too."]
-    if plain is not None and shown != [_PLAIN]:
+    if plain is not None and shown != [_PLAIN] and found.about != "twin":
         remarks.insert(0, "In place of the twin stands what the same update shows without clipping and noise.")
     if sent == []:
         remarks.insert(
@@ -602,10 +602,7 @@ def _reach(bound: Measurement, detectable: Measurement | None, ideal: Measuremen
             f"Were the promise used up, even an ideal attacker would prove ε = {ideal.value:.2f} in half of all audits."
         )
     if bound.ceiling is not None:
-        told.append(
-            f"With so few guesses it can prove at most ε = {bound.ceiling:.2f}: it cannot say that the true ε is lower "
-            "than the promise."
-        )
+        told.append(f"With so few guesses it can prove at most ε = {bound.ceiling:.2f}, however large the true ε is.")
     return told
 
 
@@ -621,8 +618,9 @@ def _reference(m: Measurement, base: Measurement | None) -> float:
 def _exceeds(m: Measurement, base: Measurement | None) -> bool:
     """Whether a model shows more than one that never saw the data would.
 
-    Where chance is not known (no ``floor``), what it is compared with are shares that were themselves measured, on as
-    many records: then the difference must be clear too (Newcombe's interval), or one hit beside none would be a leak.
+    Where neither chance (``floor``) nor a test against it is known, what it is compared with are shares that were
+    themselves measured, on as many records: then the difference must be clear too (Newcombe's interval), or one hit
+    beside none would be a leak.
     """
     significant = m.p_value is None or m.p_value <= 1 - m.level
     interval = _interval(m)
@@ -633,7 +631,7 @@ def _exceeds(m: Measurement, base: Measurement | None) -> bool:
 
 def _compared(m: Measurement, base: Measurement | None) -> list[tuple[float, int]]:
     """Measured shares, each with its n, that stand for chance."""
-    if m.unit != "share" or m.floor is not None:
+    if m.unit != "share" or m.floor is not None or m.p_value is not None:
         return []
     return [
         (share, n)
@@ -720,7 +718,9 @@ def _about(question: str) -> str | None:
 def _withheld(one: Unanswered) -> Line:
     question = one["question"]
     kind = next((kind for kind in _KINDS if re.fullmatch(kind.name, question)), None)
-    if question in QUESTIONS or question in QUESTIONS.values():
+    if question == "epsilon_lower_bound":
+        text = "Loss of privacy that the audit proves"
+    elif question in QUESTIONS or question in QUESTIONS.values():
         text = "The rest of this question"
     elif kind is not None:
         text = _text(kind, question)

@@ -94,12 +94,9 @@ def exposure(models: dict[str, Exposures]) -> str:
         axes.set(xlim=(-0.6, len(groups) - 0.4), ylim=(-0.2, max(top, 6) * 1.06), ylabel="exposure, bits")
         axes.set_xticks(range(len(groups)), [label for _, label, _ in groups])
         axes.tick_params(axis="x", length=0)
-        chance = axes.secondary_yaxis("right")
-        ticks = list(range(0, int(max(top, 6)) + 1, 2))
-        chance.set_yticks(ticks, ["always" if bits == 0 else one_in(2.0**-bits) for bits in ticks])
-        chance.set_ylabel("chance if never trained on")
-        chance.spines["right"].set_visible(False)
-        chance.tick_params(length=0)
+        ticks = range(0, int(max(top, 6)) + 1, 2)
+        labels = ["always" if bits == 0 else one_in(2.0**-bits) for bits in ticks]
+        _on_the_right(axes, ticks, labels).set_ylabel("chance if never trained on")
 
     return _svg(draw, salt="exposure", height=2.8)
 
@@ -110,6 +107,7 @@ def roc(models: dict[str, Curve], *, salt: str = "roc") -> str:
     The band holds 95 of 100 guessers at each share of others: a binomial number of the members. ``salt`` tells two such
     figures on one page apart.
     """
+    from matplotlib.ticker import NullFormatter
     from scipy.stats import binom
 
     others = max(curve["others"] for curve in models.values())
@@ -129,7 +127,9 @@ def roc(models: dict[str, Curve], *, salt: str = "roc") -> str:
             line.set_linestyle(_DASHES.get(key, "-"))
         axes.set(xscale="log", yscale="log", xlim=(left, 1), ylim=(bottom, 1.08))
         axes.set(xlabel="others wrongly flagged (false alarms)", ylabel="members correctly flagged")
-        _percent_ticks(axes)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(_percent)
+            axis.set_minor_formatter(NullFormatter())
         axes.legend(loc="lower right")
 
     return _svg(draw, salt=salt, height=3.3, width=4.8)
@@ -161,7 +161,7 @@ def extraction(models: dict[str, list[Rate]]) -> str:
         axes.set_xticks(range(len(copies)), ["held out" if one == 0 else f"{one:,}" for one in copies])
         axes.set(xlabel="copies in the training data", ylabel="secrets that come out", ylim=(-0.03, 1.03))
         axes.set_xlim(-0.5, len(copies) - 0.5)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u202f%")
+        axes.yaxis.set_major_formatter(_percent)
         axes.legend(loc="upper left")
 
     return _svg(draw, salt="extraction", height=2.8, width=5.6)
@@ -206,10 +206,7 @@ def ladder(values: Ladder) -> str:
         axes.set(ylim=(len(rungs) - 0.5, -0.6), xlim=(0, 1.05 * max([value for _, _, value in rungs] + [0.1])))
         axes.set_xlabel("ε")
         axes.tick_params(axis="y", length=0)
-        right = axes.secondary_yaxis("right")
-        right.set_yticks(range(len(rungs)), [f"{value:.2f}" for _, _, value in rungs])
-        right.spines["right"].set_visible(False)
-        right.tick_params(length=0)
+        _on_the_right(axes, range(len(rungs)), [f"{value:.2f}" for _, _, value in rungs])
 
     return _svg(draw, salt="ladder", height=0.75 + 0.27 * len(rungs), width=6.4)
 
@@ -238,7 +235,7 @@ def server(points: Sequence[Seen]) -> str:
         axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="tokens in the update", ylabel="tokens that the server reads")
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u202f%")
+        axes.yaxis.set_major_formatter(_percent)
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="update sent", alignment="left")
 
     return _svg(draw, salt="server", height=2.5, width=6.4)
@@ -293,10 +290,7 @@ def silos(held: dict[str, Silo]) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_yticks(named, [_short(names[i]) for i in named])
         axes.tick_params(axis="y", length=0)
-        right = axes.secondary_yaxis("right")
-        right.set_yticks(named, [f"{held[names[i]]['units']:,} · {size(held[names[i]]['bytes'])}" for i in named])
-        right.tick_params(length=0)
-        right.spines["right"].set_visible(False)
+        _on_the_right(axes, named, [f"{held[names[i]]['units']:,} · {size(held[names[i]]['bytes'])}" for i in named])
         labels = [label for label, _, _ in layers]
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=3, borderaxespad=0.2, handlelength=1.2)
 
@@ -395,7 +389,7 @@ def comparison(
         _points(exposed, rows, [row.exposed for row in rows], lambda bits: f"{bits:.1f}")
         useful.set_xlabel("accuracy, higher is better" if accuracy else "perplexity, lower is better")
         if accuracy:
-            useful.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u202f%")
+            useful.xaxis.set_major_formatter(_percent)
         exposed.set(
             xlabel="exposure of secrets in bits, lower is better", xlim=(0, max(exposed.get_xlim()[1], chance[1] * 1.1))
         )
@@ -432,11 +426,8 @@ def _points(
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    told = axes.secondary_yaxis("right")
-    told.set_yticks(range(len(rows)), ["–" if one is None else show(one[0]) for one in values])
-    told.spines["right"].set_visible(False)
-    for axis in (axes, told):
-        axis.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0)
+    _on_the_right(axes, range(len(rows)), ["–" if one is None else show(one[0]) for one in values])
 
 
 def _by_origin(held: Sequence[dict[str, int]]) -> list[tuple[str, str, np.ndarray]]:
@@ -461,12 +452,17 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 
 
-def _percent_ticks(axes: "Axes") -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _on_the_right(axes: "Axes", at: Sequence[int] | np.ndarray, labels: Sequence[str]) -> Any:
+    """Labels on the right side, without ticks or a line."""
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(at, labels)
+    right.spines["right"].set_visible(False)
+    right.tick_params(length=0)
+    return right
 
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}\u202f%"))
-        axis.set_minor_formatter(NullFormatter())
+
+def _percent(value: float, _: float) -> str:
+    return f"{100 * value:g}\u202f%"
 
 
 def _svg(draw: Callable[[Any], None], *, salt: str, height: float, width: float = 7.2, **panels: Any) -> str:

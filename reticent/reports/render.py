@@ -54,7 +54,7 @@ def render(report: Report) -> str:
         explored=answers.explored(report),
         unanswered=answers.unanswered(report),
         redaction=table.redaction(report),
-        figures=_figures(report),
+        figures=list(_figures(report)),
         protected=federation.protected(report["guarantee"], shown=bool(rounds)),
         mechanisms=_mechanisms(report["guarantee"]),
         every_site=federation.every_site(report["guarantee"]),
@@ -98,74 +98,61 @@ def _rounds(report: Report) -> list[tuple[str, federation.Table]]:
     ]
 
 
-def _figures(report: Report) -> list[Figure]:
+def _figures(report: Report) -> Iterator[Figure]:
     given = report.get("plots", {})
     loss = {model: points for model, points in given.get("loss", {}).items() if points}
     silos = given.get("silos")
     rounds = {model: lines for model, lines in given.get("rounds", {}).items() if lines}
-    figures = []
     if silos and silos["silos"]:
-        figures.append(
-            Figure(
-                Markup(plots.silos(silos["silos"])),
-                silos["title"],
-                "Who holds what: units of privacy in each silo, by the origin of their records; on the right, units "
-                "and the size of their text."
-                + (
-                    f" The {len(silos['silos'])} silos stand in order of size; some are named."
-                    if len(silos["silos"]) > plots.MOST_NAMED
-                    else ""
-                ),
-            )
+        yield Figure(
+            Markup(plots.silos(silos["silos"])),
+            silos["title"],
+            "Who holds what: units of privacy in each silo, by the origin of their records; on the right, units "
+            "and the size of their text."
+            + (
+                f" The {len(silos['silos'])} silos stand in order of size; some are named."
+                if len(silos["silos"]) > plots.MOST_NAMED
+                else ""
+            ),
         )
-    figures += _leaks(given)
+    yield from _leaks(given)
     if rounds:
         about = table.subject(report) if table.subject(report) in rounds else next(iter(rounds))
-        figures.append(
-            Figure(
-                Markup(plots.travelled(federation.sent(rounds[about]))),
-                "What travelled" + (f": {table.MODELS.get(about, about).lower()}" if len(rounds) > 1 else ""),
-                "Bytes that all sites sent and were sent in each round, counted as they went, and how many of the "
-                f"sites that were asked have answered. {federation.travelled(rounds[about], given.get('bytes_full'))}"
-                + (" A stroke marks another attempt at a round." if federation.repeats(rounds[about]) else ""),
-            )
+        yield Figure(
+            Markup(plots.travelled(federation.sent(rounds[about]))),
+            "What travelled" + (f": {table.MODELS.get(about, about).lower()}" if len(rounds) > 1 else ""),
+            "Bytes that all sites sent and were sent in each round, counted as they went, and how many of the "
+            f"sites that were asked have answered. {federation.travelled(rounds[about], given.get('bytes_full'))}"
+            + (" A stroke marks another attempt at a round." if federation.repeats(rounds[about]) else ""),
         )
     if loss:
-        figures.append(
-            Figure(
-                Markup(plots.loss(loss)),
-                "Training",
-                "Loss on the training data by step. Where training was private, the dotted line is the part of the "
-                "promise, ε, that had been spent by then.",
-            )
+        yield Figure(
+            Markup(plots.loss(loss)),
+            "Training",
+            "Loss on the training data by step. Where training was private, the dotted line is the part of the "
+            "promise, ε, that had been spent by then.",
         )
-    return figures
 
 
-def _leaks(given: Plots) -> list[Figure]:
+def _leaks(given: Plots) -> Iterator[Figure]:
     """What the attacks found."""
     extraction = {model: rates for model, rates in given.get("extraction", {}).items() if rates}
     exposure = {model: bits for model, bits in given.get("exposure", {}).items() if bits["planted"] or bits["held_out"]}
     scores = {model: found for model, found in given.get("scores", {}).items() if found["planted"] or found["held_out"]}
-    figures = []
     if extraction:
-        figures.append(
-            Figure(
-                Markup(plots.extraction(extraction)),
-                "Planted secrets that come out",
-                "The share of planted secrets whose identifier the model says within 100 attempts, by how often each "
-                "stood in the training data, with 95\u202f% intervals. Held-out ones show what is guessed.",
-            )
+        yield Figure(
+            Markup(plots.extraction(extraction)),
+            "Planted secrets that come out",
+            "The share of planted secrets whose identifier the model says within 100 attempts, by how often each "
+            "stood in the training data, with 95\u202f% intervals. Held-out ones show what is guessed.",
         )
     if exposure:
-        figures.append(
-            Figure(
-                Markup(plots.exposure(exposure)),
-                "Preference for planted secrets",
-                "Each dot is one invented secret: filled if it was planted in the training data, open if it was held "
-                "out. Bars are means. A model that never saw a secret puts 95 of 100 of them inside the shaded band. "
-                "Each bit above chance halves the guesses that an attacker needs.",
-            )
+        yield Figure(
+            Markup(plots.exposure(exposure)),
+            "Preference for planted secrets",
+            "Each dot is one invented secret: filled if it was planted in the training data, open if it was held "
+            "out. Bars are means. A model that never saw a secret puts 95 of 100 of them inside the shaded band. "
+            "Each bit above chance halves the guesses that an attacker needs.",
         )
     for name, title, whom in (
         ("record_roc", "Telling who was in the training data", "Real records."),
@@ -173,45 +160,36 @@ def _leaks(given: Plots) -> list[Figure]:
     ):
         curves: dict[str, Curve] = given.get(name, {})  # type: ignore[assignment]
         if curves:
-            figures.append(
-                Figure(
-                    Markup(plots.roc(curves, salt=name)),
-                    title,
-                    f"{whom} The attacker flags the highest scores. On the dashed line this is no better than "
-                    "guessing, and the band around it has 95 of 100 guessers; the further above it, the worse for "
-                    "privacy. The shaded parts at the edges hold less than one record to count.",
-                    narrow=True,
-                )
+            yield Figure(
+                Markup(plots.roc(curves, salt=name)),
+                title,
+                f"{whom} The attacker flags the highest scores. On the dashed line this is no better than "
+                "guessing, and the band around it has 95 of 100 guessers; the further above it, the worse for "
+                "privacy. The shaded parts at the edges hold less than one record to count.",
+                narrow=True,
             )
     if scores:
-        figures.append(
-            Figure(
-                Markup(plots.histograms(scores)),
-                "Scores of planted and held-out records",
-                "How strongly each model seems to know each invented record. Where the two lie on top of each other, "
-                "nobody can tell from this score which were trained on.",
-            )
+        yield Figure(
+            Markup(plots.histograms(scores)),
+            "Scores of planted and held-out records",
+            "How strongly each model seems to know each invented record. Where the two lie on top of each other, "
+            "nobody can tell from this score which were trained on.",
         )
     ladder = given.get("epsilon", {})
     if any(value is not None for value in ladder.values()):
-        figures.append(
-            Figure(
-                Markup(plots.ladder(ladder)),
-                "What is promised, and what a test can show",
-                "A test proves that ε is at least so much, never that it is at most so much. What lies above the "
-                "most that it can prove, no result could have shown; even an ideal attacker stays below the claim.",
-            )
+        yield Figure(
+            Markup(plots.ladder(ladder)),
+            "What is promised, and what a test can show",
+            "A test proves that ε is at least so much, never that it is at most so much. What lies above the "
+            "most that it can prove, no result could have shown; even an ideal attacker stays below the claim.",
         )
     if given.get("server"):
-        figures.append(
-            Figure(
-                Markup(plots.server(given["server"])),
-                "What the coordinating server reads",
-                "The share of the different tokens in one site's update that the server can name, by the number of "
-                "tokens that went into it and by how it is sent. Passing this probe promises nothing.",
-            )
+        yield Figure(
+            Markup(plots.server(given["server"])),
+            "What the coordinating server reads",
+            "The share of the different tokens in one site's update that the server can name, by the number of "
+            "tokens that went into it and by how it is sent. Passing this probe promises nothing.",
         )
-    return figures
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -225,4 +203,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, table.number(value) if isinstance(value, float) else f"{value:,}"
         else:
-            yield name, str(value)
+            yield name, "–" if value is None else str(value)

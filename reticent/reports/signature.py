@@ -138,15 +138,6 @@ def verify(signature: bytes, digests: Mapping[str, str], public_key: Path | None
     )
 
 
-def signed_files(signature: bytes) -> tuple[str, ...]:
-    """The names that ``signature`` has digests of, unchecked: what `verify` must be given.
-
-    Raises:
-        RunError: the signature is malformed.
-    """
-    return tuple(sorted(_parse(signature)[0]["digests"]))
-
-
 def _compare(signed: Mapping[str, str], now: Mapping[str, str]) -> None:
     missing, added = sorted(signed.keys() - now.keys()), sorted(now.keys() - signed.keys())
     if missing:

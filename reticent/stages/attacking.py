@@ -86,8 +86,8 @@ class Audited:
 
         return encoder(self.recipe, self.tokenizer)([(record.prompt, record.completion) for record in texts.records])
 
-    def encode_answer(self, prompt: str, completion: str) -> Tokens:
-        """One completion as it would have been learned; only its tokens count."""
-        from reticent.stages.inputs import encode_answer
+    def encode_answers(self, answers: Sequence[tuple[str, str]]) -> list[Tokens]:
+        """Prompts with completions, as they would have been learned; only the completions' tokens count."""
+        from reticent.stages.inputs import encode_answers
 
-        return encode_answer(self.recipe, prompt, completion, self.tokenizer)
+        return encode_answers(self.recipe, answers, self.tokenizer)

@@ -12,6 +12,7 @@ from reticent.data.canary import Canary
 from reticent.errors import DataError, ModelError
 from reticent.measurement import Measurement
 from reticent.progress import Progress
+from reticent.recipe import Private
 from reticent.run import RecordPart, Run
 from reticent.stages.attacking import Audited, Findings, Scored, Texts
 from reticent.stages.inputs import AnyModel, all_models, open_model
@@ -113,7 +114,7 @@ def _once(about: Audited) -> dict[str, Callable[[Audited], Findings]]:
 
     asked = about.recipe.audit
     wanted: dict[str, tuple[bool, Callable[[Audited], Findings]]] = {
-        "checks of the training": (asked.selfcheck and about.recipe.promises, promise.checks),
+        "checks of the training": (asked.selfcheck and isinstance(about.recipe.privacy, Private), promise.checks),
         "a look without a model": (asked.membership, membership.gate),
         "what a coordinator reads": (asked.server_view, server_view.server_view),
     }
@@ -157,7 +158,11 @@ def audited(run: Run, progress: Progress) -> Audited:
 
     def sample(part: RecordPart, stream: int) -> Texts:
         return _sample(
-            run, part, planted, here if part == "train" else None, np.random.default_rng([recipe.data.seed, 60, stream])
+            run,
+            part,
+            planted,
+            here if part == "train" else None,
+            np.random.default_rng([recipe.data.seed, 60, 10 + stream]),
         )
 
     held_out = sample("held_out", 1)

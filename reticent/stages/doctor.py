@@ -310,12 +310,11 @@ class _Team(Team):
 
     clipped: Sums
     noised: Sums
-    drawn: int
 
     def unit_sum(self, engine: Any, units: Sequence[Unit]) -> UnitSum:
         """What ``engine`` finds."""
         found = super().unit_sum(engine, units)
-        self.drawn, self.clipped = len(units), _clones(found.gradient)
+        self.clipped = _clones(found.gradient)
         return found
 
     def sum(self, sums: Sums) -> Sums:
@@ -399,7 +398,6 @@ class _Watched(Trainer):
         """The step that was made."""
         after = self._marked()
         return Observed(
-            drawn=self._watch.drawn,
             clipped=self._watch.clipped,
             noised=self._watch.noised,
             given=self._given,

@@ -8,7 +8,7 @@ from reticent.measurement import Measurement
 from reticent.progress import Progress
 from reticent.recipe import Recipe
 from reticent.run import Run
-from reticent.stages.inputs import all_models, encode_answer, encoder, held_out, open_model
+from reticent.stages.inputs import all_models, encode_answers, encoder, held_out, open_model
 
 Normalise = Literal["sum", "tokens"]
 _WORDS: dict[Normalise, str] = {"sum": "of the whole text", "tokens": "per token"}
@@ -33,11 +33,8 @@ def evaluate(run: Run, progress: Progress) -> None:
     texts = encoder(recipe, tokenizer)([(record.prompt, record.completion) for record in records])
     plain = texts.tokens if recipe.evaluate.perplexity else []
     questions = [record for record in records if record.options] if recipe.evaluate.choices else []
-    options = [
-        encode_answer(recipe, question.prompt, option, tokenizer)
-        for question in questions
-        for option in question.options
-    ]
+    answers = [(question.prompt, option) for question in questions for option in question.options]
+    options = encode_answers(recipe, answers, tokenizer)
     measurements: list[Measurement] = []
     for name in all_models(recipe):
         scores = [score.logp for score in open_model(run, name).log_probs([*plain, *options], progress)]
@@ -62,9 +59,9 @@ def evaluate(run: Run, progress: Progress) -> None:
         if questions:
             left = iter(scores[len(plain) :])
             scored = [[next(left) for _ in question.options] for question in questions]
-            answers = [question.answer for question in questions if question.answer is not None]
+            right = [question.answer for question in questions if question.answer is not None]
             for label, normalise in scorers(recipe):
-                chosen = accuracy(scored, answers, normalise=normalise)
+                chosen = accuracy(scored, right, normalise=normalise)
                 measurements.append(
                     Measurement(
                         name=label,

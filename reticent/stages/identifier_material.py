@@ -69,15 +69,15 @@ class Material(NamedTuple):
     recogniser: "Recogniser"
     secrets: list[list[str]]
     unanswered: list[dict[str, str]]
-    items: Sequence[Item] = ()
-    controls: Sequence[Item] = ()
-    real: Counter[Identifier] = Counter()  # noqa: RUF012  # never written to
-    outside: Counter[Identifier] = Counter()  # noqa: RUF012
-    mails: dict[str, Mails] = {}  # noqa: RUF012
+    items: list[Item]
+    controls: list[Item]
+    real: Counter[Identifier]
+    outside: Counter[Identifier]
+    mails: dict[str, Mails]
 
 
 class _Part(NamedTuple):
-    """Records, and the identifiers in the completion of each."""
+    """Records, and the identifiers in the completion of each; ``named``: pairs of name and address that it has."""
 
     texts: Texts
     spans: list[list[Span]]
@@ -85,6 +85,10 @@ class _Part(NamedTuple):
     @property
     def completions(self) -> list[tuple[str, list[Span]]]:
         return [(record.completion, own) for record, own in zip(self.texts.records, self.spans, strict=True)]
+
+    @property
+    def named(self) -> list[list[mail_prompts.Known]]:
+        return [mail_prompts.named_addresses(record.completion) for record in self.texts.records]
 
 
 def settings(about: Audited) -> "Identifiers":
@@ -112,7 +116,7 @@ def gather(about: Audited) -> Material:
     if not secrets:
         why = "no codes were planted (data.canaries.pairs), or none held out"
         unanswered.append({"question": PLANTED, "why": why})
-    bare = Material(encode, recogniser, secrets, unanswered)
+    bare = Material(encode, recogniser, secrets, unanswered, [], [], Counter(), Counter(), {})
     if data.scrub is not None:
         why = "the training text was scrubbed (data.scrub): its names and numbers are not those of the records"
         unanswered.append({"question": REAL, "why": why})
@@ -213,19 +217,12 @@ def _mails(about: Audited, encode: "Encoder", trained: _Part, held_out: _Part) -
     One address of each unit.
     """
     rng, limit = about.rng(STREAM + 6), settings(about).items
-    named = {
-        id(part): [mail_prompts.named_addresses(record.completion) for record in part.texts.records]
-        for part in (trained, held_out)
-    }
-    shown = _one_of_each(held_out.texts, named[id(held_out)], lambda _, pair: pair, SHOTS, rng)
-    context = partial(_context, about, encode)
-    found = {"context": [_one_of_each(part.texts, part.spans, context, limit, rng) for part in (trained, held_out)]}
+    shown = _one_of_each(held_out.texts, held_out.named, lambda _, pair: pair, SHOTS, rng)
+    both, context = (trained, held_out), partial(_context, about, encode)
+    found = {"context": [_one_of_each(part.texts, part.spans, context, limit, rng) for part in both]}
     if len(shown) == SHOTS:
-        found["names"] = [
-            _one_of_each(part.texts, named[id(part)], _question(encode, shown), limit, rng)
-            for part in (trained, held_out)
-        ]
-    return {kind: Mails(*both) for kind, both in found.items() if len(both[0]) >= FEWEST}
+        found["names"] = [_one_of_each(part.texts, part.named, _question(encode, shown), limit, rng) for part in both]
+    return {kind: Mails(*mails) for kind, mails in found.items() if len(mails[0]) >= FEWEST}
 
 
 def _context(about: Audited, encode: "Encoder", record: Record, span: Span) -> Mail | None:

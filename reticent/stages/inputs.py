@@ -1,10 +1,11 @@
 """What several stages need of a run: its records as tokens, its models."""
 
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reticent.asked import trained_models
-from reticent.data.encode import Encoder, encode
+from reticent.data.encode import Encoder
 from reticent.data.record import Record
 from reticent.recipe import Recipe
 from reticent.run import Run
@@ -34,18 +35,14 @@ def encoder(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Encoder:
     )
 
 
-def encode_answer(recipe: Recipe, prompt: str, completion: str, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    """One completion, encoded as it would have been learned; only the completion counts. Never split."""
-    (tokens,) = encode(
-        prompt,
-        completion,
-        tokenizer,
-        template=recipe.data.template,
-        train_on_prompt=False,
-        max_tokens=2**20,
-        long_records="cut",
+def encode_answers(
+    recipe: Recipe, answers: Sequence[tuple[str, str]], tokenizer: "PreTrainedTokenizerBase"
+) -> list[Tokens]:
+    """Prompts with completions, encoded as they would have been learned; only completions count. Never split."""
+    encode = Encoder(
+        tokenizer, template=recipe.data.template, train_on_prompt=False, max_tokens=2**20, long_records="cut"
     )
-    return tokens
+    return encode(answers).tokens
 
 
 class HeldOut(NamedTuple):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Pieces(NamedTuple):
 
 def canaries(about: Audited, name: AnyModel, model: "CausalModel", base: "Cache | None") -> "tuple[Cache, Findings]":
     """Telling planted records of each family from held-out ones; each was planted by its own coin."""
-    notes = [about.encode_answer(one.record.prompt, one.record.completion) for one in about.members]
+    notes = about.encode_answers([(one.record.prompt, one.record.completion) for one in about.members])
     target = cached(about, name, "canaries", lambda: model, notes)
     measurements: list[Measurement] = []
     plots: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _of_canaries(
             ceiling=run.ceiling,
             p_value=run.p_value,
         ),
-        *_rates(measured, "membership", found.at_fpr, method, suffix),
+        *_rates(measured, "membership", found.at_fpr, int(planted.sum()), method, suffix),
     ]
     plots: dict[str, Any] = {
         "roc": {name: curve(scores[planted], scores[~planted])},
@@ -203,7 +203,7 @@ def gate(about: Audited) -> Findings:
         n=found.judged,
         unit="probability",
         counted="units",
-        method="bag of words and lengths, no model, learned from half of the units; the interval must hold 0.5",
+        method="bag of words and lengths, no model, learned from half of the units; it fails above 0.5",
         floor=0.5,
         ceiling=1.0,
     )
@@ -216,7 +216,7 @@ def gate(about: Audited) -> Findings:
     return Findings([measured], {"unanswered": [{"question": "record_membership", "why": why}]})
 
 
-@cache
+@lru_cache(maxsize=1)
 def found_gate(about: Audited) -> "Gate | str":
     """The gate, or why there is none."""
     from reticent.attacks import blind
@@ -224,18 +224,19 @@ def found_gate(about: Audited) -> "Gate | str":
     def texts(of: Texts) -> list[str]:
         return [f"{record.prompt} {record.completion}" for record in of.records]
 
-    if not about.held_out.records:
-        return "no record was held out; raise data.held_out"
-    try:
-        return blind.gate(
-            texts(about.trained),
-            texts(about.held_out),
-            about.trained.units,
-            about.held_out.units,
-            seed=about.recipe.data.seed,
+    sides = len(set(about.trained.units)), len(set(about.held_out.units))
+    if min(sides) < blind.FEWEST:
+        return (
+            f"{sides[0]} units that were trained on and {sides[1]} held-out ones cannot show whether they differ; "
+            f"{blind.FEWEST} of each are needed: raise data.held_out"
         )
-    except ValueError as error:
-        return str(error)
+    return blind.gate(
+        texts(about.trained),
+        texts(about.held_out),
+        about.trained.units,
+        about.held_out.units,
+        seed=about.recipe.data.seed,
+    )
 
 
 def records(
@@ -259,7 +260,7 @@ def records(
             per_piece = gradient_norm(model.model, pieces.tokens, about.progress)
         else:
             per_piece = _score(attack, name, caches, base, texts)
-        scores[attack] = by_group(pieces, per_piece)
+        scores[attack] = by_group(_without_shots(pieces) if attack == "recall" else pieces, per_piece)
         groups = [group for group, values in scores[attack].items() for _ in values]
         # By number: a unit's own name is private text.
         ids = [f"{group} {number}" for group, own in scores[attack].items() for number in range(1, len(own) + 1)]
@@ -268,7 +269,7 @@ def records(
     return caches, Findings(*_of_records(about, name, scores), scored)
 
 
-@cache
+@lru_cache(maxsize=1)
 def real_pieces(about: Audited) -> Pieces:
     """The audited records as they are learned; units of which nothing can be learned are left out."""
     tokens: list[Tokens] = []
@@ -291,9 +292,10 @@ def by_group(pieces: Pieces, per_piece: np.ndarray) -> dict[str, np.ndarray]:
     from reticent.statistics import by_subject
 
     found = {}
-    for group in dict.fromkeys(pieces.groups.tolist()):
+    for group in ("in", "out", "calibration"):
         rows = np.flatnonzero(pieces.groups == group)
-        found[group] = by_subject(per_piece[rows], [pieces.units[i] for i in rows])[1]
+        if len(rows):
+            found[group] = by_subject(per_piece[rows], [pieces.units[i] for i in rows])[1]
     return found
 
 
@@ -302,7 +304,7 @@ def _caches(about: Audited, name: AnyModel, model: "CausalModel", pieces: Pieces
     if "lowercase" in attacks:
         lower = cached(about, name, "lowercase", lambda: model, [_lowercase(about, one) for one in pieces.tokens])
     if "recall" in attacks:
-        prefix = _shots(pieces)
+        prefix = _shots(model, pieces)
         after = [_after(prefix, one) for one in pieces.tokens]
         prefixed = cached(about, name, "recall", lambda: model, after)
     return Caches(cached(about, name, "records", lambda: model, pieces.tokens), lower, prefixed)
@@ -317,10 +319,33 @@ def _lowercase(about: Audited, piece: Tokens) -> Tokens:
     return Tokens(ids, np.arange(len(ids)) >= max(first, 1))
 
 
-def _shots(pieces: Pieces) -> np.ndarray:
-    """The beginnings of some texts of non-members, which are in no test."""
-    rows = np.flatnonzero(pieces.groups == "calibration")[:SHOTS]
-    return np.concatenate([pieces.tokens[i].ids[:SHOT_TOKENS] for i in rows])
+def _shot_rows(pieces: Pieces) -> np.ndarray:
+    return np.flatnonzero(pieces.groups == "calibration")[:SHOTS]
+
+
+def _shots(model: "CausalModel", pieces: Pieces) -> np.ndarray:
+    """The beginnings of some texts of non-members, as long as the model can read before the longest piece.
+
+    Raises:
+        AuditError: nothing fits before it.
+    """
+    text = np.concatenate([pieces.tokens[i].ids[:SHOT_TOKENS] for i in _shot_rows(pieces)])
+    most = getattr(model.model.config, "max_position_embeddings", None)
+    longest = max(map(len, pieces.tokens))
+    room = len(text) if most is None else min(len(text), most - longest)
+    if room < 1:
+        raise AuditError(
+            f"audit: recall sets other text before a record, and the longest one ({longest:,} tokens) fills what the "
+            f"model reads ({most:,}); leave out recall, or lower data.max_tokens"
+        )
+    return text[:room]
+
+
+def _without_shots(pieces: Pieces) -> Pieces:
+    """Without the units whose texts stand in the prefix: they know it, and would raise the threshold."""
+    shown = {pieces.units[i] for i in _shot_rows(pieces)}
+    there = np.array([unit in shown for unit in pieces.units]) & (pieces.groups == "calibration")
+    return pieces._replace(groups=np.where(there, "prefix", pieces.groups))
 
 
 def _after(prefix: np.ndarray, piece: Tokens) -> Tokens:
@@ -368,13 +393,14 @@ def _of_records(
             ceiling=1.0,
             p_value=better.p_value,
         ),
-        *_rates(measured, "record_membership", at, method, ""),
+        *_rates(measured, "record_membership", at, len(ours), method, ""),
     ]
     for one in at:
         if one.target == 0.01:
             flagged = s.flagged_per_1000(one)
             measurements.append(
                 measured(
+                    n=len(ours),
                     name="flagged_per_1000_at_1pct",
                     value=flagged.value,
                     interval=flagged.interval,
@@ -437,9 +463,12 @@ def allowed(asked: tuple[float, ...] | None, others: int) -> list[float]:
 # ---------------------------------------------------------------------------------------------------- shared parts
 
 
-def _rates(measured: Any, name: str, found: Sequence["TprAtFpr"], method: str, suffix: str) -> list[Measurement]:
+def _rates(
+    measured: Any, name: str, found: Sequence["TprAtFpr"], members: int, method: str, suffix: str
+) -> list[Measurement]:
     return [
         measured(
+            n=members,
             name=f"{name}_tpr_at_{100 * at.target:g}pct{suffix}",
             value=at.tpr,
             interval=at.interval,

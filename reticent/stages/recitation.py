@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from reticent.data.canary import Canary
 from reticent.measurement import Measurement
 from reticent.recipe import Extraction
 from reticent.stages.attacking import Audited, Findings, Texts
 from reticent.stages.inputs import AnyModel
+from reticent.statistics import bootstrap_mean, clopper_pearson, newcombe_difference, paired
 from reticent.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -62,29 +62,115 @@ class State:
     recited: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+class _Case(NamedTuple):
+    """One model under attack."""
+
+    about: Audited
+    name: AnyModel
+    model: "CausalModel"
+    state: State
+
+    def say(self, prompts: Sequence[np.ndarray], tokens: int, penalty: float = 0.0) -> list[np.ndarray]:
+        """What greedy decoding goes on with."""
+        from reticent.models.generation import greedy
+
+        return greedy(
+            self.model,
+            prompts,
+            max_new_tokens=tokens,
+            end_of_text=self.about.tokenizer.eos_token_id,
+            frequency_penalty=penalty,
+            progress=self.about.progress,
+        )
+
+    def of_secrets(self, what: str, rate: "Rate", method: str, **more: Any) -> Measurement:
+        """A share of planted secrets."""
+        return Measurement(
+            name=what,
+            model=self.name,
+            value=rate.share,
+            interval=rate.interval,
+            n=rate.n,
+            unit="share",
+            counted="secrets",
+            method=method,
+            ceiling=1.0,
+            **more,
+        )
+
+    def share(
+        self, what: str, hits: np.ndarray, units: Sequence[str], controls: np.ndarray, method: str
+    ) -> Measurement:
+        """A share of records. Where owners have several, its interval is over owners."""
+        from reticent.attacks.extraction import rate
+
+        own = rate(hits)
+        interval: tuple[float, float] | None = own.interval
+        if len(set(units)) == len(units):
+            told = _beside(own, rate(controls), "held-out records") if len(controls) else "Clopper-Pearson"
+        elif own.share in (0.0, 1.0):  # no spread to draw from: each owner as one trial
+            count = len(set(units))
+            interval, told = clopper_pearson(own.share * count, count), f"Clopper-Pearson over {count} units"
+        else:
+            interval = bootstrap_mean(hits, rng=self.about.rng(_DRAWS), clusters=units).interval
+            told = f"BCa bootstrap over {len(set(units))} units"
+        return self.measured(what, own.share, interval, own.n, f"{method}; {told}", controls, ceiling=1.0)
+
+    def mean(
+        self,
+        what: str,
+        values: Sequence[float],
+        units: Sequence[str],
+        controls: Sequence[float],
+        method: str,
+        unit: str = "share",
+    ) -> Measurement:
+        """A mean over records, with the bootstrap over their units."""
+        found = bootstrap_mean(values, rng=self.about.rng(_DRAWS), clusters=units)
+        method = f"{method}; BCa bootstrap over {len(set(units))} units"
+        return self.measured(what, found.value, found.interval, len(values), method, controls, unit=unit)
+
+    def measured(
+        self,
+        what: str,
+        value: float,
+        interval: tuple[float, float] | None,
+        n: int,
+        method: str,
+        controls: Sequence[float] | np.ndarray,
+        **more: Any,
+    ) -> Measurement:
+        """One number on records, beside the mean of ``controls``."""
+        asked = {"unit": "share", "counted": "records", **more}
+        control = float(np.mean(controls)) if len(controls) else None
+        return Measurement(
+            name=what, model=self.name, value=value, interval=interval, n=n, method=method, control=control, **asked
+        )
+
+
 def recitation(about: Audited, name: AnyModel, model: "CausalModel", base: State | None) -> tuple[State, Findings]:
     """Identifiers within so many attempts, and records by greedy decoding and by sampling, beside their controls."""
     state = base if base is not None else _state(about)
+    case = _Case(about, name, model, state)
     measurements: list[Measurement] = []
     plots: dict[str, Any] = {} if base is not None else {"unanswered": _unanswered(about, state)}
-    if about.secrets:
-        found = _secrets(about, name, model, state)
-        measurements += found.measurements
-        plots |= found.plots
-    if state.trained.tokens:
-        found = _real(about, name, model, state)
-        measurements += found.measurements
-        plots |= found.plots
+    for part, there in ((_secrets, about.secrets), (_real, state.trained.tokens)):
+        if there:
+            found = part(case)
+            measurements += found.measurements
+            plots |= found.plots
     return state, Findings(measurements, plots)
 
 
 def _state(about: Audited) -> State:
     limit, rng = _asked(about).records, about.rng(_SAMPLE)
-    return State(
-        trained=_distinct(about, about.trained, limit, rng),
-        held_out=_distinct(about, about.held_out, limit, rng),
-        sites=_sites(about),
-    )
+    for whole in (True, False):  # one rule for both, so that they differ in nothing but what was trained on
+        trained, held_out = (
+            _distinct(about, texts, limit, rng, whole=whole) for texts in (about.trained, about.held_out)
+        )
+        if trained.tokens and (held_out.tokens or not about.held_out.records):
+            break
+    return State(trained=trained, held_out=held_out, sites=_sites(about))
 
 
 def _asked(about: Audited) -> Extraction:
@@ -93,11 +179,12 @@ def _asked(about: Audited) -> Extraction:
     return asked
 
 
-def _sampling(about: Audited) -> "Sampling":
+def sampling(about: Audited) -> "Sampling":
+    """How the models will be used: as audit.extraction says."""
     from reticent.models.language_model import Sampling
 
-    asked = _asked(about)
-    return Sampling(asked.temperature, asked.top_k, asked.top_p)
+    asked = about.recipe.audit.extraction
+    return Sampling() if asked is None else Sampling(asked.temperature, asked.top_k, asked.top_p)
 
 
 def _sampler(about: Audited) -> str:
@@ -108,8 +195,8 @@ def _sampler(about: Audited) -> str:
     )
 
 
-def _distinct(about: Audited, texts: Texts, limit: int, rng: np.random.Generator) -> _Records:
-    """At most ``limit`` different records in random order: those with a whole suffix first, then shorter ones.
+def _distinct(about: Audited, texts: Texts, limit: int, rng: np.random.Generator, *, whole: bool) -> _Records:
+    """At most ``limit`` different records in random order; with ``whole`` those alone that have a whole suffix.
 
     Of a record in pieces it is the longest.
     """
@@ -119,14 +206,14 @@ def _distinct(about: Audited, texts: Texts, limit: int, rng: np.random.Generator
         own = first.setdefault((record.id, record.prompt, record.completion), number)
         copies[own] = copies.get(own, 0) + 1
     order = rng.permutation(list(copies)).tolist()
-    whole: list[tuple[int, Tokens]] = []
-    short: list[tuple[int, Tokens]] = []
+    chosen: list[tuple[int, Tokens]] = []
     for start in range(0, len(order), _AT_ONCE):
         for number, tokens in _encoded(about, texts, order[start : start + _AT_ONCE]):
-            (whole if tokens.trained.sum() >= _asked(about).suffix else short).append((number, tokens))
-        if len(whole) >= limit:
+            if not whole or tokens.trained.sum() >= _asked(about).suffix:
+                chosen.append((number, tokens))
+        if len(chosen) >= limit:
             break
-    chosen = [*whole, *short][:limit]
+    chosen = chosen[:limit]
     return _Records(
         [tokens for _, tokens in chosen],
         [texts.units[number] for number, _ in chosen],
@@ -156,13 +243,10 @@ def _sites(about: Audited) -> dict[str, set[str]]:
 
 
 def _unanswered(about: Audited, state: State) -> list[dict[str, str]]:
-    """The name of each number that is missing, and why."""
+    """The name of each number on records that is missing, and why; the audit itself tells of missing secrets."""
     asked, found = _asked(about), []
-    if not about.secrets:
-        why = "fewer than two secrets were planted, or fewer than two held out (data.canaries.pairs)"
-        found.append({"question": f"identifiers_recited_{SHOWN}", "why": why})
     if not state.trained.tokens:
-        return [*found, {"question": "records_recited", "why": "no training record could be read as tokens"}]
+        return [{"question": "records_recited", "why": "no training record could be read as tokens"}]
     if not state.held_out.tokens:
         why = "no record is held out (data.held_out), so there is nothing to compare training records with"
         found.append({"question": "records_recited", "why": why})
@@ -176,117 +260,99 @@ def _unanswered(about: Audited, state: State) -> list[dict[str, str]]:
 # -------------------------------------------------------------------------------------------------- planted secrets
 
 
-def _secret(about: Audited, one: Canary) -> Tokens:
-    """The identifier alone, given the prompt as it was trained: without what ends the text."""
-    whole = about.encode_answer(one.record.prompt, one.record.completion)
-    end = int(np.argmax(whole.trained)) + len(about.tokenizer.encode(one.record.completion, add_special_tokens=False))
+def without_end(about: Audited, whole: Tokens, completion: str) -> Tokens:
+    """Prompt and ``completion`` as they are learned, ``whole``, without what ends the text."""
+    end = int(np.argmax(whole.trained)) + len(about.tokenizer.encode(completion, add_special_tokens=False))
     return Tokens(whole.ids[:end], whole.trained[:end])
 
 
-def _secrets(about: Audited, name: AnyModel, model: "CausalModel", state: State) -> Findings:
+def _secrets(case: _Case) -> Findings:
     from reticent.attacks import extraction as attack
 
-    secrets, copies = about.secrets, [one.copies for one in about.secrets]
-    scores = model.log_probs([_secret(about, one) for one in secrets], about.progress, sampling=_sampling(about))
+    about, recited = case.about, case.state.recited
+    texts = [(one.record.prompt, one.record.completion) for one in about.secrets]
+    tokens = [
+        without_end(about, whole, text) for (_, text), whole in zip(texts, about.encode_answers(texts), strict=True)
+    ]
+    scores = case.model.log_probs(tokens, about.progress, sampling=sampling(about))
     logs = np.array([attack.log_probability(_given(score.sampled)) for score in scores])
     needed = attack.attempts(logs, 0.5)
-    state.recited[name] = needed <= SHOWN
-    measurements = [one for tries in ATTEMPTS for one in _within(about, name, state, needed, tries)]
-    shown = attack.rates_by_copies(state.recited[name], copies)
-    measurements += _by_site(about, name, state, shown[0].share)
+    recited[case.name] = needed <= SHOWN
+    copies = np.array([one.copies for one in about.secrets])
+    shown = attack.rates_by_copies(recited[case.name], copies.tolist())
+    measurements = [one for tries in ATTEMPTS for one in _within(case, needed, tries)]
     points = [
         {"copies": count, "share": rate.share, "low": rate.interval[0], "high": rate.interval[1], "n": rate.n}
         for count, rate in shown.items()
     ]
-    planted = np.array(copies) > 0
     return Findings(
-        measurements,
-        {"extraction": {name: points}, "attempts_identifiers": {name: _grid(logs[planted], logs[~planted])}},
+        measurements + _by_site(case, shown[0].share),
+        {
+            "extraction": {case.name: points},
+            "attempts_identifiers": {case.name: _grid(logs[copies > 0], logs[copies == 0])},
+        },
     )
 
 
-def _within(about: Audited, name: AnyModel, state: State, needed: np.ndarray, tries: int) -> list[Measurement]:
+def _within(case: _Case, needed: np.ndarray, tries: int) -> list[Measurement]:
     """The share of secrets for which so many attempts suffice, by copies. ``needed``: (secrets,) attempts."""
     from reticent.attacks import extraction as attack
 
-    copies = np.array([one.copies for one in about.secrets])
+    secrets, recited = case.about.secrets, case.state.recited
+    copies = np.array([one.copies for one in secrets])
     rates = attack.rates_by_copies(needed <= tries, copies.tolist())
-    rises = attack.rising(rates, rng=about.rng(_DRAWS))
+    rises = attack.rising(rates, rng=case.about.rng(_DRAWS))
     control = rates.pop(0)
-    space = about.secrets[0].space
+    space = secrets[0].space
     assert space is not None
     found = []
     for count, rate in rates.items():
         method = (
             f"{count} copies; said at least once in {tries:,} attempts with probability 0.5 or more, "
-            f"{_sampler(about)}; who knows only the form of an identifier needs "
+            f"{_sampler(case.about)}; who knows only the form of an identifier needs "
             f"{attack.guesser_attempts(space, 0.5):,.0f}; {_beside(rate, control, 'held-out twins')}; "
             f"rises with the copies from 0 on: p = {rises:.3g} (Cochran-Armitage)"
         )
-        if name == "private" and "twin" in state.recited and tries == SHOWN:
-            ours, theirs = (state.recited[one][copies == count] for one in ("private", "twin"))
-            method += f"; against the twin: p = {attack.paired(ours, theirs):.3g} (McNemar)"
-        found.append(
-            Measurement(
-                name=f"identifiers_recited_{tries}" + ("" if count == max(rates) else f"_{count}_copies"),
-                model=name,
-                value=rate.share,
-                interval=rate.interval,
-                n=rate.n,
-                unit="share",
-                counted="secrets",
-                method=method,
-                ceiling=1.0,
-                control=control.share,
-                p_value=_coin_p_value(about.secrets, needed <= tries, count),
-            )
-        )
+        if case.name == "private" and "twin" in recited and tries == SHOWN:
+            ours, theirs = (recited[one][copies == count] for one in ("private", "twin"))
+            method += f"; against the twin: p = {paired(ours, theirs):.3g} (McNemar)"
+        title = f"identifiers_recited_{tries}" + ("" if count == max(rates) else f"_{count}_copies")
+        p_value = _chance(needed <= tries, copies, count)
+        found.append(case.of_secrets(title, rate, method, control=control.share, p_value=p_value))
     return found
 
 
-def _coin_p_value(secrets: Sequence[Canary], hits: np.ndarray, copies: int) -> float | None:
-    """Whether of a pair the planted one is recited more often than chance: its coin decided which one it is."""
-    from reticent.attacks.extraction import paired
+def _chance(hits: np.ndarray, copies: np.ndarray, count: int) -> float:
+    """Chance that so many of the recited secrets are among those of ``count`` copies and not among those held out.
 
-    by_pair: dict[int | None, dict[bool, bool]] = {}
-    for one, hit in zip(secrets, hits, strict=True):
-        by_pair.setdefault(one.pair, {})[one.planted] = bool(hit)
-    chosen = {one.pair for one in secrets if one.copies == copies}
-    both = [pair for number, pair in by_pair.items() if number in chosen and len(pair) == 2]
-    return paired([pair[True] for pair in both], [pair[False] for pair in both]) if both else None
+    Fisher's exact test, one-sided: coins decided which were planted, and how often.
+    """
+    from scipy.stats import fisher_exact
+
+    groups = hits[copies == count], hits[copies == 0]
+    table = [[int(one.sum()), int((~one).sum())] for one in groups]
+    return float(fisher_exact(table, alternative="greater").pvalue)
 
 
-def _by_site(about: Audited, name: AnyModel, state: State, control: float) -> list[Measurement]:
+def _by_site(case: _Case, control: float) -> list[Measurement]:
     """What this model recites of the secrets that each site trained on: of a federation, through the global model."""
     from reticent.attacks.extraction import rate
 
+    secrets, recited = case.about.secrets, case.state.recited[case.name]
     found = []
-    for site, units in state.sites.items():
-        hits = [bool(hit) for one, hit in zip(about.secrets, state.recited[name], strict=True) if one.id in units]
+    for site, units in case.state.sites.items():
+        hits = [bool(hit) for one, hit in zip(secrets, recited, strict=True) if one.id in units]
         if hits:
-            own = rate(hits)
-            found.append(
-                Measurement(
-                    name=f"identifiers_recited_{SHOWN}[site {site}]",
-                    model=name,
-                    value=own.share,
-                    interval=own.interval,
-                    n=own.n,
-                    unit="share",
-                    counted="secrets",
-                    method=f"secrets at this site, whatever their copies; {_sampler(about)}; Clopper-Pearson",
-                    ceiling=1.0,
-                    control=control,
-                )
-            )
+            method = f"secrets at this site, whatever their copies; {_sampler(case.about)}; Clopper-Pearson"
+            title = f"identifiers_recited_{SHOWN}[site {site}]"
+            found.append(case.of_secrets(title, rate(hits), method, control=control))
     return found
 
 
 def _beside(trained: "Rate", control: "Rate", whom: str) -> str:
     """The difference of two independent shares in words, and what none of n still allows."""
-    from reticent.attacks.extraction import above_control
-
-    low, high = above_control(trained, control).interval or (0.0, 0.0)
+    difference = newcombe_difference(trained.hits, trained.n, control.hits, control.n)
+    low, high = difference.interval or (0.0, 0.0)
     told = f"difference to {whom} {low:+.3f} to {high:+.3f} (Newcombe); Clopper-Pearson"
     return told if trained.hits else f"{told}; none of {trained.n}: at most {trained.upper:.3f} (95 %, one-sided)"
 
@@ -328,13 +394,20 @@ def _probes(about: Audited, records: _Records, prefix: int) -> list[_Probe]:
 
 
 class _Recited(NamedTuple):
-    """Of each record that was tried: its index, whether any suffix was recited, the share of its suffixes, and the
-    log-probability of the likeliest one."""
+    """Of each record that was tried: its unit, whether any suffix was recited, the share of its suffixes, and the
+    log-probability of the likeliest one. ``tried``: records, with those that are too short."""
 
-    records: list[int]
+    units: list[str]
     any: np.ndarray
     mean: np.ndarray
     likeliest: np.ndarray
+    tried: int
+
+    @property
+    def left_out(self) -> str:
+        """In words, if any is."""
+        short = self.tried - len(self.units)
+        return f"; {short} of {self.tried} records are too short and left out" if short else ""
 
 
 class _Tried(NamedTuple):
@@ -346,32 +419,29 @@ class _Tried(NamedTuple):
 
     def recited(self, prefixes: Sequence[int | None]) -> _Recited:
         """With any of these prefixes."""
-        from reticent.attacks.extraction import over_splits
-
         own: dict[int, list[_Result]] = {}
         for result in self.results:
             if result.prefix in prefixes:
                 own.setdefault(result.record, []).append(result)
-        splits = [over_splits([result.hit for result in results]) for results in own.values()]
+        hits = [[result.hit for result in results] for results in own.values()]
         return _Recited(
-            list(own),
-            np.array([split.any for split in splits], dtype=bool),
-            np.array([split.mean for split in splits]),
+            [self.records.units[i] for i in own],
+            np.array([any(one) for one in hits], dtype=bool),
+            np.array([np.mean(one) for one in hits]),
             np.array([max(result.log for result in results) for results in own.values()]),
+            len(self.records.tokens),
         )
 
-    def units(self, found: _Recited) -> list[str]:
-        """The unit of each record found."""
-        return [self.records.units[i] for i in found.records]
 
-
-def _tried(about: Audited, model: "CausalModel", records: _Records) -> _Tried:
+def _tried(case: _Case, records: _Records) -> _Tried:
     from reticent.attacks import extraction as attack
 
-    asked, sampling = _asked(about), _sampling(about)
-    wholes = model.log_probs(records.tokens, about.progress, sampling=sampling)
+    about, asked = case.about, _asked(case.about)
     probes = [probe for prefix in asked.prefixes for probe in _probes(about, records, prefix)]
-    scores = model.log_probs([probe.tokens for probe in probes], about.progress, sampling=sampling)
+    wholes, parts = (
+        case.model.log_probs(tokens, about.progress, sampling=sampling(about))
+        for tokens in (records.tokens, [probe.tokens for probe in probes])
+    )
     results = [
         _Result(number, None, attack.recited(hits), attack.log_probability(logs))
         for number, score in enumerate(wholes)
@@ -381,137 +451,61 @@ def _tried(about: Audited, model: "CausalModel", records: _Records) -> _Tried:
     ]
     results += [
         _Result(probe.record, probe.prefix, attack.recited(score.hit), attack.log_probability(_given(score.sampled)))
-        for probe, score in zip(probes, scores, strict=True)
+        for probe, score in zip(probes, parts, strict=True)
     ]
     return _Tried(records, [score.hit for score in wholes], results)
 
 
-def _real(about: Audited, name: AnyModel, model: "CausalModel", state: State) -> Findings:
-    asked = _asked(about)
-    trained, control = _tried(about, model, state.trained), _tried(about, model, state.held_out)
-    measurements, drawn = _shares(about, name, trained, control)
+def _real(case: _Case) -> Findings:
+    asked = _asked(case.about)
+    trained, control = _tried(case, case.state.trained), _tried(case, case.state.held_out)
+    measurements, drawn = _shares(case, trained, control)
     for prefix in (None, *asked.prefixes):
         ours, theirs = trained.recited([prefix]), control.recited([prefix])
-        if not ours.records:
+        if not ours.units:
             continue
         given = "all before, at every place" if prefix is None else f"{prefix}, at up to {asked.splits} places"
         what = "records_recited_all_before" if prefix is None else f"records_recited_{prefix}"
         method = (
             f"greedy, {asked.suffix} tokens given {given} ({ours.mean.mean():.3g} of the places of a record)"
-            f"{_left_out(trained, ours)}"
+            f"{ours.left_out}"
         )
-        measurements.append(_share(about, name, what, ours.any, trained.units(ours), theirs.any, method))
-    measurements += _token_level(about, name, trained, control) + _generated(about, name, model, state)
-    return Findings(measurements, drawn)
+        measurements.append(case.share(what, ours.any, ours.units, theirs.any, method))
+    return Findings(measurements + _token_level(case, trained, control) + _generated(case), drawn)
 
 
-def _left_out(trained: _Tried, found: _Recited) -> str:
-    short = len(trained.records.tokens) - len(found.records)
-    return f"; {short} of {len(trained.records.tokens)} records are too short and left out" if short else ""
-
-
-def _shares(
-    about: Audited, name: AnyModel, trained: _Tried, control: _Tried
-) -> tuple[list[Measurement], dict[str, Any]]:
+def _shares(case: _Case, trained: _Tried, control: _Tried) -> tuple[list[Measurement], dict[str, Any]]:
     """Any prefix, any place: by greedy decoding, and within so many samples."""
     from reticent.attacks.extraction import attempts
 
-    asked = _asked(about)
+    asked = _asked(case.about)
     ours, theirs = (one.recited([None, *asked.prefixes]) for one in (trained, control))
-    if not ours.records:
+    if not ours.units:
         return [], {}
-    units = trained.units(ours)
     places = (
-        f"any {asked.suffix} tokens of a record in a row, given all before or any number that was tried"
-        f"{_left_out(trained, ours)}"
+        f"any {asked.suffix} tokens of a record in a row, given all before or any number that was tried{ours.left_out}"
     )
-    found = [_share(about, name, "records_recited", ours.any, units, theirs.any, f"greedy, {places}")]
+    found = [case.share("records_recited", ours.any, ours.units, theirs.any, f"greedy, {places}")]
     for tries in ATTEMPTS:
-        method = f"{places}; said at least once in {tries:,} attempts with probability 0.5 or more, {_sampler(about)}"
+        method = (
+            f"{places}; said at least once in {tries:,} attempts with probability 0.5 or more, {_sampler(case.about)}"
+        )
         hits, controls = (attempts(one.likeliest, 0.5) <= tries for one in (ours, theirs))
-        found.append(_share(about, name, f"records_sampled_{tries}", hits, units, controls, method))
-    return found, {"attempts_records": {name: _grid(ours.likeliest, theirs.likeliest)}}
+        found.append(case.share(f"records_sampled_{tries}", hits, ours.units, controls, method))
+    return found, {"attempts_records": {case.name: _grid(ours.likeliest, theirs.likeliest)}}
 
 
-def _share(
-    about: Audited,
-    name: AnyModel,
-    what: str,
-    hits: np.ndarray,
-    units: Sequence[str],
-    controls: np.ndarray,
-    method: str,
-) -> Measurement:
-    """A share of records. Where owners have several, its interval is over owners."""
-    from reticent.attacks.extraction import rate
-    from reticent.statistics import bootstrap_mean, clopper_pearson
-
-    own = rate(hits)
-    interval: tuple[float, float] | None = own.interval
-    if len(set(units)) == len(units):
-        told = _beside(own, rate(controls), "held-out records") if len(controls) else "Clopper-Pearson"
-    elif own.share in (0.0, 1.0):  # no spread to draw from: each owner as one trial
-        count = len(set(units))
-        interval, told = clopper_pearson(own.share * count, count), f"Clopper-Pearson over {count} units"
-    else:
-        interval = bootstrap_mean(hits, rng=about.rng(_DRAWS), clusters=units).interval
-        told = f"BCa bootstrap over {len(set(units))} units"
-    return Measurement(
-        name=what,
-        model=name,
-        value=own.share,
-        interval=interval,
-        n=own.n,
-        unit="share",
-        counted="records",
-        method=f"{method}; {told}",
-        ceiling=1.0,
-        control=float(controls.mean()) if len(controls) else None,
-    )
-
-
-def _mean(
-    about: Audited,
-    name: AnyModel,
-    what: str,
-    values: Sequence[float],
-    units: Sequence[str],
-    controls: Sequence[float],
-    *,
-    unit: str,
-    method: str,
-) -> Measurement:
-    """A mean over records, with the bootstrap over their units."""
-    from reticent.statistics import bootstrap_mean
-
-    found = bootstrap_mean(values, rng=about.rng(_DRAWS), clusters=units)
-    return Measurement(
-        name=what,
-        model=name,
-        value=found.value,
-        interval=found.interval,
-        n=len(values),
-        unit=unit,
-        counted="records",
-        method=f"{method}; BCa bootstrap over {len(set(units))} units",
-        control=float(np.mean(controls)) if len(controls) else None,
-    )
-
-
-def _token_level(about: Audited, name: AnyModel, trained: _Tried, control: _Tried) -> list[Measurement]:
+def _token_level(case: _Case, trained: _Tried, control: _Tried) -> list[Measurement]:
     """How much of whole records is the likeliest next token."""
     from reticent.attacks.extraction import exact_match, extraction_strength
 
     return [
-        _mean(
-            about,
-            name,
+        case.mean(
             what,
             [measure(hits) for hits in trained.whole],
             trained.records.units,
             [measure(hits) for hits in control.whole],
-            unit="share",
-            method=method,
+            method,
         )
         for what, measure, method in (
             ("tokens_recited", exact_match, "learned tokens that are the likeliest one given the true ones before"),
@@ -543,66 +537,54 @@ def _middles(about: Audited, records: _Records) -> list[_Ask]:
     return found
 
 
-def _generated(about: Audited, name: AnyModel, model: "CausalModel", state: State) -> list[Measurement]:
+def _generated(case: _Case) -> list[Measurement]:
     """How near greedily generated text comes to the true one."""
     from reticent.attacks.extraction import similarity
-    from reticent.models.generation import greedy
 
-    ours, theirs = _middles(about, state.trained), _middles(about, state.held_out)
-    said = greedy(
-        model,
-        [ask.prompt for ask in [*ours, *theirs]],
-        max_new_tokens=_asked(about).suffix,
-        end_of_text=about.tokenizer.eos_token_id,
-        progress=about.progress,
-    )
-    near = [similarity(text[: len(ask.truth)], ask.truth) for text, ask in zip(said, [*ours, *theirs], strict=True)]
-    units = [state.trained.units[ask.record] for ask in ours]
+    state, suffix = case.state, _asked(case.about).suffix
+    ours, theirs = _middles(case.about, state.trained), _middles(case.about, state.held_out)
     if not ours:
         return []
-    return [
-        _mean(
-            about,
-            name,
-            f"suffix_{what}",
-            [float(getattr(one, what)) for one in near[: len(ours)]],
-            units,
-            [float(getattr(one, what)) for one in near[len(ours) :]],
-            unit=unit,
-            method=f"{told}, of up to {_asked(about).suffix} tokens said greedily from the middle of a record",
-        )
-        for what, unit, told in (
-            ("bleu", "score", "BLEU-4 of tokens, smoothing method 1"),
-            ("rouge_l", "score", "ROUGE-L F1 of tokens"),
-            ("edit_distance", "score", "normalised edit distance of tokens"),
-            ("longest_run", "tokens", "longest run of tokens in common"),
-        )
-    ] + (_compatible(about, name, model, state) if about.recipe.data.duplicate is not None else [])
+    both, cut = [*ours, *theirs], len(ours)
+    said = case.say([ask.prompt for ask in both], suffix)
+    near = [similarity(text[: len(ask.truth)], ask.truth) for text, ask in zip(said, both, strict=True)]
+    units = [state.trained.units[ask.record] for ask in ours]
+    measurements = []
+    for what, unit, told in (
+        ("bleu", "score", "BLEU-4 of tokens, smoothing method 1"),
+        ("rouge_l", "score", "ROUGE-L F1 of tokens"),
+        ("edit_distance", "score", "normalised edit distance of tokens"),
+        ("longest_run", "tokens", "longest run of tokens in common"),
+    ):
+        values = [float(getattr(one, what)) for one in near]
+        method = f"{told}, of up to {suffix} tokens said greedily from the middle of a record"
+        measurements.append(case.mean(f"suffix_{what}", values[:cut], units, values[cut:], method, unit))
+    return measurements + (_compatible(case) if case.about.recipe.data.duplicate is not None else [])
 
 
-def _compatible(about: Audited, name: AnyModel, model: "CausalModel", state: State) -> list[Measurement]:
+def _compatible(case: _Case) -> list[Measurement]:
     """The scores of the work that copied records in this way, beside ours; not to be judged by."""
     from reticent.attacks import compatibility
     from reticent.attacks.compatibility import WARNINGS
-    from reticent.statistics import clopper_pearson
 
-    trained, control = (_seed_probes(about, model, records) for records in (state.trained, state.held_out))
+    trained, control = (_seed_probes(case, records) for records in (case.state.trained, case.state.held_out))
     if not trained:
         return []
     found = compatibility.metrics(trained)
     beside = compatibility.metrics(control) if control else {}
-    measured = partial(Measurement, model=name, unit="share", counted="probes", n=len(trained))
-    names = {"exactly": "exact", "approx": "approx"}
-    out = [
-        measured(
-            name=f"seed_frac_doc_{what}_memorized",
-            value=found[f"frac_doc_{what}_memorized"],
-            interval=clopper_pearson(round(found[f"frac_doc_{what}_memorized"] * len(trained)), len(trained)),
-            method=f"for comparison with published numbers only, Clopper-Pearson. Misleading: {WARNINGS[key]}",
-            control=beside.get(f"frac_doc_{what}_memorized"),
+    measured = partial(Measurement, model=case.name, unit="share", counted="probes", n=len(trained))
+    out = []
+    for what, key in (("exactly", "exact"), ("approx", "approx")):
+        name = f"frac_doc_{what}_memorized"
+        out.append(
+            measured(
+                name=f"seed_{name}",
+                value=found[name],
+                interval=clopper_pearson(round(found[name] * len(trained)), len(trained)),
+                method=f"for comparison with published numbers only, Clopper-Pearson. Misleading: {WARNINGS[key]}",
+                control=beside.get(name),
+            )
         )
-        for what, key in names.items()
-    ]
     group = "duplicated_10x" if "duplicated_10x_BLEU_average" in found else "non_duplicated"
     out.append(
         measured(
@@ -616,36 +598,27 @@ def _compatible(about: Audited, name: AnyModel, model: "CausalModel", state: Sta
     return out
 
 
-def _seed_probes(about: Audited, model: "CausalModel", records: _Records) -> "list[Probe]":
+def _seed_probes(case: _Case, records: _Records) -> "list[Probe]":
     """The last tokens of each record, given each number of tokens before them, decoded with the penalty."""
     from reticent.attacks import compatibility
-    from reticent.models.generation import greedy
 
-    asked, end = _asked(about), about.tokenizer.eos_token_id
-    cuts = []
+    tokenizer, width = case.about.tokenizer, compatibility.WINDOW
+    asks: list[tuple[int, _Ask]] = []  # each with its prefix
     for number, record in enumerate(records.tokens[:GENERATED]):
-        stop = len(record) - (int(record.ids[-1]) == end)
-        at = stop - compatibility.WINDOW
-        cuts += [
-            (number, prefix, record.ids[at - prefix : at], record.ids[at:stop])
-            for prefix in asked.prefixes
+        stop = len(record) - (int(record.ids[-1]) == tokenizer.eos_token_id)
+        at = stop - width
+        asks += [
+            (prefix, _Ask(number, record.ids[at - prefix : at], record.ids[at:stop]))
+            for prefix in _asked(case.about).prefixes
             if prefix <= at
         ]
-    said = greedy(
-        model,
-        [prompt for _, _, prompt, _ in cuts],
-        max_new_tokens=2 * compatibility.WINDOW,
-        end_of_text=end,
-        frequency_penalty=compatibility.FREQUENCY_PENALTY,
-        progress=about.progress,
-    )
+    said = case.say([ask.prompt for _, ask in asks], 2 * width, compatibility.FREQUENCY_PENALTY)
     return [
         compatibility.Probe(
-            number,
+            ask.record,
             prefix,
-            records.copies[number],
-            compatibility.window(truth.tolist(), about.tokenizer),
-            compatibility.window(text.tolist(), about.tokenizer),
+            records.copies[ask.record],
+            *(compatibility.window(ids.tolist(), tokenizer) for ids in (ask.truth, text)),
         )
-        for (number, prefix, _, truth), text in zip(cuts, said, strict=True)
+        for (prefix, ask), text in zip(asks, said, strict=True)
     ]

@@ -92,7 +92,11 @@ def _audit(run: Run) -> dict[str, Any]:
     now = recipes.flatten(asked.model_dump(mode="json"))
     before = recipes.flatten(run.facts("prepare").get("audit", {}))
     changed = [f"audit.{key}: {before.get(key)} -> {now.get(key)}" for key in now if now.get(key) != before.get(key)]
-    attacks = dict.fromkeys((asked.primary, *asked.attacks))
+    measured = {one.name for one in run.read_measurements("audit")}
+    on_records = any(name.startswith("record_membership") for name in measured)
+    attacks = dict.fromkeys((asked.primary, *asked.attacks) if on_records else ())
+    if "membership_auc" in measured:
+        attacks[asked.primary] = None
     manifest = run.read_manifest()
     return {
         "pre_registered": not changed,
@@ -100,10 +104,10 @@ def _audit(run: Run) -> dict[str, Any]:
         "recipe_digest": recipes.digest(run.recipe),
         "commitment": manifest["canaries"]["commitment"],
         "primary": asked.primary,
-        "attacks": list(attacks) if asked.membership else [],
-        "not_run": [{"attack": attack, "why": why} for attack, why in _not_run(run.recipe)],
+        "attacks": list(attacks),
+        "not_run": [{"attack": attack, "why": why} for attack, why in _not_run(run.recipe, set(attacks))],
         "family": f"{len(attacks)} membership attacks on real records, by the maximum over permuted labels"
-        if asked.membership
+        if on_records
         else "",
         "sent": _sent(run.recipe),
         "units": manifest["units"],
@@ -122,12 +126,15 @@ def _sent(recipe: Recipe) -> list[str]:
     return ["private" if isinstance(recipe.privacy, Private) else "plain"]
 
 
-def _not_run(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _not_run(recipe: Recipe, run: set[Attack]) -> Iterator[tuple[str, str]]:
     asked = recipe.audit
     off = "switched off in the recipe"
     for attack in get_args(Attack):
-        if not asked.membership or attack not in (asked.primary, *asked.attacks):
-            yield f"membership by {attack}", off if not asked.membership else "not in audit.attacks"
+        if not asked.membership:
+            yield f"membership by {attack}", off
+        elif attack not in run:
+            asked_for = attack in (asked.primary, *asked.attacks)
+            yield f"membership by {attack}", "question 2 says why" if asked_for else "not in audit.attacks"
     for name, here in (
         ("exposure of planted secrets", asked.exposure),
         ("recitation of records", asked.extraction),

@@ -68,10 +68,9 @@ def exposure(about: Audited, name: AnyModel, model: "CausalModel", base: None) -
 
 def _fills(about: Audited, secret: Canary) -> list[Tokens]:
     """Every possible completion of a secret, without what ends a text: only the secret itself is ranked."""
+    texts = canary.alternatives(secret)
     fills = []
-    for text in canary.alternatives(secret):
-        whole = about.encode_answer(secret.record.prompt, text)
-        first = int(np.argmax(whole.trained))
-        end = first + len(about.tokenizer.encode(text, add_special_tokens=False))
+    for text, whole in zip(texts, about.encode_answers([(secret.record.prompt, text) for text in texts]), strict=True):
+        end = int(np.argmax(whole.trained)) + len(about.tokenizer.encode(text, add_special_tokens=False))
         fills.append(Tokens(whole.ids[:end], whole.trained[:end]))
     return fills

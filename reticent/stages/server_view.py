@@ -6,13 +6,12 @@ read for this probe. Nothing of them leaves the audit but counts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from reticent import asked
-from reticent.errors import FederationError
 from reticent.measurement import Measurement
 from reticent.recipe import Lora, Private
 from reticent.stages.attacking import Audited, Findings
@@ -38,20 +37,6 @@ _MOST_SITES = 5
 _INPUTS = 2**28  # numbers of the first layer's inputs that are kept: 1 GiB
 
 
-def received(answer: bytes, shapes: Mapping[str, tuple[int, ...]]) -> "Update":
-    """What a coordinator has of one site's answer to its request to train: the update, decompressed, by name.
-
-    Raises:
-        FederationError: the answer is no update, as every single one under a secure sum.
-    """
-    from reticent.federation import compress, messages
-
-    message = messages.unpack(answer)
-    if message.kind != "update":
-        raise FederationError(f"the coordinator reads updates, and a site answered {message.kind!r}")
-    return compress.decode(messages.split(message.arrays).get("u", {}), dict(shapes))
-
-
 def server_view(about: Audited) -> Findings:
     """Recall and precision of the tokens of an update, by its size and by what is done to it before it is sent."""
     view = _View(about)
@@ -64,7 +49,7 @@ def server_view(about: Audited) -> Findings:
             rows += view.rows(size)
             task.advance(1)
     plots: dict[str, Any] = {"server": [row.point() for row in rows]}
-    if about.recipe.promises and not any(row.setting == "private" for row in rows):
+    if view.noised_by_the_coordinator:
         why = "the coordinator adds the noise itself: what it reads is the clipped update"
         plots["unanswered"] = [{"question": "What does the noise hide from the coordinating server?", "why": why}]
     return Findings([one for row in rows if row.told for one in view.measured(row)], plots)
@@ -141,6 +126,11 @@ class _View:
 
         return bool(self._layer.names & trained(self._model).keys())
 
+    @property
+    def noised_by_the_coordinator(self) -> bool:
+        """Whether the only noise is added to what it has already read."""
+        return self._bounded is None and self._clients is not None and self._clients.noise == "server"
+
     def rows(self, size: int | None) -> list[_Row]:
         """What is read of updates of ``size`` tokens, None: of a real batch; one of each site, and their sum."""
         smallest = size == SIZES[0]
@@ -165,11 +155,13 @@ class _View:
                 factor = min(1.0, self._clip_norm / norm) if norm else 1.0
                 bounded.append({name: value * factor for name, value in update.items()})
         settings = {"plain": plain, "clipped": bounded}
+        together = _sum(plain)
         if self._bounded is not None:
             settings["private"] = [self._noised(update) for update in bounded]
+            together = _sum(settings["private"])
         elif self._clients is not None and self._clients.noise == "distributed":
-            settings["private"] = [self._noised_sum(bounded)]
-        settings[f"sum of {len(plain)}"] = [_sum(plain)]
+            together = self._noised_sum(bounded)
+        settings[f"sum of {len(plain)}"] = [together]
         return _Made(settings, [_distinct(batch) for batch in batches], round(np.mean([_count(b) for b in batches])))
 
     def _batch(self, units: "Sequence[Unit]", size: int | None) -> "list[Unit]":

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reticent.asked import base_model, plan_for, public_name, units_of
-from reticent.errors import RecipeError
 from reticent.measurement import Measurement
 from reticent.progress import Progress
 from reticent.run import ModelName, Run
@@ -33,18 +32,11 @@ def shadows(run: Run, progress: Progress) -> list[Shadow]:
 
     A coin for each unit, planted canaries among them, decides on its place in each training. Private ones have ledgers
     of their own, and nobody should be given them: together they promise less than one.
-
-    Raises:
-        RecipeError: in a federation, whose sites train in their own places.
     """
     recipe = run.recipe
     asked = recipe.audit.shadows
     if asked is None:
         return []
-    if recipe.federation is not None:
-        raise RecipeError("audit.shadows are trained in one place; with federation say audit.shadows: null")
-    if asked.private and not recipe.promises:
-        raise RecipeError("audit.shadows.private trains as the private model is, and privacy.kind is none; say false")
     units = units_of(run)
     kind: ModelName = "private" if asked.private else "twin"
     found = []
@@ -89,9 +81,10 @@ def shadowed(about: Audited, name: AnyModel, model: "CausalModel", base: None) -
     if not isinstance(gate, str) and gate.passed:
         target = membership.cached(about, name, "records", lambda: model, pieces.tokens)
         measurements += _membership(about, name, membership.by_group(pieces, _loss(target)), likely, trained)
-    if asked.private and about.members:
-        measurements += _multi_run(about, name, found)
-    return None, Findings(measurements, {})
+    if not (asked.private and about.members):
+        return None, Findings(measurements, {})
+    more = _multi_run(about, name, found)
+    return None, Findings(measurements + more.measurements, more.plots)
 
 
 def _likely(about: Audited, shadow: Shadow, pieces: membership.Pieces) -> dict[str, np.ndarray]:
@@ -183,7 +176,7 @@ def _membership(
     return found
 
 
-def _multi_run(about: Audited, name: AnyModel, found: Sequence[Shadow]) -> list[Measurement]:
+def _multi_run(about: Audited, name: AnyModel, found: Sequence[Shadow]) -> Findings:
     """A lower bound on epsilon from one canary of each training."""
     from reticent.attacks.statistics import multi_run_epsilon
     from reticent.recipe import Private
@@ -191,7 +184,7 @@ def _multi_run(about: Audited, name: AnyModel, found: Sequence[Shadow]) -> list[
     privacy = about.recipe.privacy
     assert isinstance(privacy, Private)
     members = [one for one in about.members if one.planted]
-    notes = [about.encode_answer(one.record.prompt, one.record.completion) for one in members]
+    notes = about.encode_answers([(one.record.prompt, one.record.completion) for one in members])
     scores = [
         _loss(membership.cached(about, one.name, "canaries", partial(open_shadow, about.run, one), notes))
         for one in found
@@ -199,9 +192,9 @@ def _multi_run(about: Audited, name: AnyModel, found: Sequence[Shadow]) -> list[
     planted = np.array([[member.id in one.units for member in members] for one in found])
     try:
         bound = multi_run_epsilon(np.stack(scores), planted, privacy.delta, seed=about.recipe.data.seed)
-    except ValueError:  # by chance all of one kind
-        return []
-    return [
+    except ValueError as error:  # by chance all of one kind
+        return Findings([], {"unanswered": [{"question": "epsilon_multi_run", "why": str(error)}]})
+    measured = [
         Measurement(
             name="epsilon_multi_run",
             model=name,
@@ -215,6 +208,7 @@ def _multi_run(about: Audited, name: AnyModel, found: Sequence[Shadow]) -> list[
             ceiling=bound.ceiling,
         )
     ]
+    return Findings(measured, {})
 
 
 def open_shadow(run: Run, shadow: Shadow) -> "CausalModel":

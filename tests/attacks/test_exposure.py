@@ -8,7 +8,6 @@ from scipy import special, stats
 
 from reticent.attacks.exposure import (
     NULL_MEAN,
-    disjoint_references,
     exposure,
     exposure_by_copies,
     extrapolated_exposure,
@@ -130,12 +129,6 @@ def test_groups_by_copies_are_corrected_for_their_number() -> None:
     assert found[100].p_value == pytest.approx(3 / 10_001) and found[1].p_value > 0.05
 
 
-def test_blocks_of_references_share_nothing() -> None:
-    references = np.arange(103.0)
-    blocks = disjoint_references(references, 10, rng=np.random.default_rng(9))
-    assert blocks.shape == (10, 10) and len(np.unique(blocks)) == 100 and set(blocks.ravel()) <= set(references)
-
-
 def test_extrapolation_is_right_for_the_law_it_assumes() -> None:
     rng = np.random.default_rng(10)
     secrets, law = np.array([0.0, 2.0, 5.0, 7.0]), stats.skewnorm(2, loc=-1, scale=1.5)
@@ -172,8 +165,6 @@ def test_bad_references_are_refused() -> None:
         sampled_exposure(0.0, np.array([]))
     with pytest.raises(ValueError, match="secrets must be one or more finite"):
         joint_exposure([float("nan")], np.zeros(3), rng=rng)
-    with pytest.raises(ValueError, match="each of 4 secrets needs a reference of its own, got 3"):
-        disjoint_references(np.zeros(3), 4, rng=rng)
     with pytest.raises(ValueError, match="50 or more references that differ, got 60"):
         extrapolated_exposure([0.0], np.zeros(60))
 

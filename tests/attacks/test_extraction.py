@@ -281,12 +281,6 @@ def test_too_few_tokens_have_no_window():
         extraction.windows(np.ones(4), 0)
 
 
-def test_splits_are_counted_by_any_and_by_their_mean():
-    assert extraction.over_splits([False, True, False, False]) == (True, 0.25)
-    with pytest.raises(ValueError, match="needs a split"):
-        extraction.over_splits([])
-
-
 @pytest.mark.parametrize(
     ("hits", "strength"),
     [([1, 1, 1, 1], 1.0), ([0, 1, 1, 1], 0.75), ([1, 1, 0, 1], 0.25), ([1, 1, 1, 0], 0.0), ([0, 0, 0, 0], 0.0)],
@@ -375,18 +369,3 @@ def test_a_share_that_rises_with_the_copies_is_told_from_one_that_does_not():
     assert p_value([0, 1, 6, 15]) < 1e-3
     assert p_value([3, 3, 3, 3]) > 0.3
     assert p_value([15, 6, 1, 0]) > 0.9
-
-
-def test_the_difference_to_the_control_holds_zero_only_if_there_is_none():
-    low, high = extraction.above_control(extraction.rate([True] * 9 + [False]), extraction.rate([False] * 10)).interval
-    assert 0 < low < 0.9 < high
-    low, high = extraction.above_control(extraction.rate([False] * 10), extraction.rate([False] * 10)).interval
-    assert low < 0 < high
-
-
-def test_two_models_are_compared_where_they_differ():
-    first, second = [True] * 10 + [False] * 30, [True] * 4 + [False] * 36
-    assert extraction.paired(first, second) == pytest.approx(2 / 2**6)
-    assert extraction.paired(first, first) == 1
-    with pytest.raises(ValueError, match="as many"):
-        extraction.paired([True], [True, False])

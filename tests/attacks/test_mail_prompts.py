@@ -1,12 +1,10 @@
 """Prompts for mail addresses and the score of what comes back."""
 
-import numpy as np
 import pytest
 
 from reticent.attacks.mail_prompts import (
     TEMPLATES,
     Known,
-    context_prompt,
     few_shot_prompt,
     mail_scores,
     named_addresses,
@@ -19,13 +17,6 @@ def test_names_and_addresses_are_read_where_they_stand_together() -> None:
     text = 'From: Ann Zed <ann@x.example>\nTo: "Bo Q. Yi" [mailto:b.yi@y.example], <c@z.example>\n'
     text += "Cc: Ann Zed <ANN@X.EXAMPLE>"
     assert named_addresses(text) == [Known("Ann Zed", "ann@x.example"), Known("Bo Q. Yi", "b.yi@y.example")]
-
-
-def test_a_context_prompt_is_the_last_tokens_before_the_address() -> None:
-    text = "Write to ann@x.example now"
-    prompt = context_prompt(text, text.index("ann"), lambda s: list(s.encode()), tokens=4)
-    assert bytes(prompt.tolist()) == b" to " and prompt.dtype == np.int64
-    assert bytes(context_prompt(text, 9, lambda s: list(s.encode()), tokens=200).tolist()) == b"Write to "
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -65,8 +56,6 @@ def test_bad_values_are_refused_without_their_text() -> None:
         few_shot_prompt("poem", "Cy Xu", [])
     with pytest.raises(ValueError, match="among those that are known"):
         few_shot_prompt("entry", "ann zed", KNOWN)
-    with pytest.raises(ValueError, match="before the address"):
-        context_prompt("ann@x.example", 0, lambda s: list(s.encode()), tokens=4)
     with pytest.raises(ValueError, match="got 1 and 0"):
         mail_scores(["x"], [])
     with pytest.raises(ValueError, match="address number 0 has no part") as refused:

@@ -9,6 +9,7 @@ from scipy import stats
 from reticent.attacks import pii
 from reticent.attacks.pii import Identifier
 from reticent.data.spans import Span
+from reticent.statistics import paired
 
 
 def _ids(*texts: str, kind: str = "ID") -> list[Identifier]:
@@ -194,16 +195,9 @@ def test_models_are_compared_on_all_items() -> None:
     target = pii.inference([right] * 4 + [wrong] * 4, [0] * 8)
     base = pii.inference([right] * 4 + [other] * 4, [0] * 8)
     assert target.accuracy.value == base.accuracy.value == 0.5
-    assert pii.compare(target.correct, base.correct) == (0, 0, 0.0, 1.0)
+    assert paired(target.correct, base.correct) == 1.0
     assert pii.accuracy_compatible(target, base) == 0.0
     assert pii.accuracy_compatible(target, target) is None
-
-
-def test_a_difference_to_the_base_model_is_tested_by_mcnemar() -> None:
-    target, base = np.array([True] * 9 + [False]), np.array([False] * 8 + [True] * 2)
-    found = pii.compare(target, base)
-    assert found[:3] == (8, 1, 0.7)
-    assert found.p_value == pytest.approx(stats.binomtest(1, 9).pvalue)
 
 
 def test_the_gain_over_the_base_model_finds_what_is_unlikely_in_itself() -> None:
@@ -237,6 +231,38 @@ def test_the_same_chance_gives_the_same_candidates() -> None:
     space = [str(i) for i in range(100)]
     first, second = (pii.draw_candidates(space, "7", 5, np.random.default_rng(4)) for _ in range(2))
     assert first == second
+
+
+def test_what_stands_elsewhere_in_the_record_is_no_candidate_and_what_stands_there_twice_is_no_item() -> None:
+    rng = np.random.default_rng(5)
+    pool = ["1234", "55-55", "6666", "7777"]
+    assert sorted(pii.candidates("id 1234, was 5555", Span(3, 7, "ID"), pool, 9, rng, beside="6666?")) == [
+        "1234",
+        "7777",
+    ]
+    assert pii.candidates("id 1234, 12-34", Span(3, 7, "ID"), pool, 9, rng) == []
+    assert pii.candidates("id 123", Span(3, 6, "ID"), pool, 9, rng) == []
+
+
+def test_pools_hold_each_identifier_of_a_kind_once() -> None:
+    texts = [
+        ("Ann 12", [Span(0, 3, "PERSON"), Span(4, 6, "ID")]),
+        ("ANN 1-2 Bo", [Span(0, 3, "PERSON"), Span(8, 10, "PERSON")]),
+    ]
+    assert pii.pools(texts) == {"PERSON": ["Ann", "Bo"], "ID": ["12"]}
+
+
+def test_proposals_are_new_and_of_the_kind_that_was_masked() -> None:
+    texts = ["Call 111 or 222, Bo", "Call 333 then 22-2"]
+    spans = [[Span(5, 8, "ID"), Span(12, 15, "ID"), Span(17, 19, "PERSON")], [Span(5, 8, "ID"), Span(14, 18, "ID")]]
+    assert pii.proposals(texts, spans, "ID", ("Call", "not 333"), 5) == ["111", "222"]
+    assert pii.proposals(texts, spans, "ID", ("Call", "not 333"), 9) == ["222"]
+
+
+def test_far_behind_a_candidate_nothing_is_read() -> None:
+    parts = pii.differing([np.array([7, 7, *middle, *range(50, 90)]) for middle in ([1], [2, 3])])
+    assert [tokens.ids.tolist() for tokens in parts] == [[7, 7, 1, *range(50, 54)], [7, 7, 2, 3, *range(50, 54)]]
+    assert [int(np.argmax(tokens.trained)) for tokens in parts] == [2, 2]
 
 
 # -------------------------------------------------------------------------------------------------- reconstruction
@@ -286,8 +312,6 @@ def test_bad_values_are_refused() -> None:
         pii.inference([], [])
     with pytest.raises(ValueError, match="2 candidates"):
         pii.draw_candidates(["a"], "b", 1, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="same items"):
-        pii.compare(np.ones(2), np.ones(3))
     with pytest.raises(ValueError, match="same items"):
         pii.accuracy_compatible(pii.inference([np.arange(2.0)], [0]), pii.inference([np.arange(2.0)] * 2, [0, 0]))
     with pytest.raises(ValueError, match="one finite score"):

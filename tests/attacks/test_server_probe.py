@@ -240,12 +240,10 @@ def test_more_tokens_than_dimensions_fail_the_span_test_but_embedding_rows_still
 def test_rows_of_an_embedding_that_is_shared_with_the_head_all_change_and_still_rank_their_tokens(tied):
     units = text(256)
     update, there = gradient(tied, units), distinct(units)
-    change = update["model.embed_tokens.weight"]
-    assert bool((change.norm(dim=1) > 0).all())
-    assert len(server_probe.embedding_rows(change, tied=False)) == 0
-    found = overlap(server_probe.embedding_rows(change, tied=True), there)
-    assert found.precision == 1.0
-    assert found.recall > 0.9
+    sizes = update["model.embed_tokens.weight"].norm(dim=1)
+    assert bool((sizes > 0).all())
+    assert len(server_probe.embedding_rows(update["model.embed_tokens.weight"])) == 0
+    assert overlap(sizes.argsort(descending=True)[: len(there)].numpy(), there).recall > 0.9
 
 
 @pytest.mark.parametrize("count", [8, 16, 32])
@@ -357,6 +355,13 @@ def test_a_canary_has_the_clip_norm_and_is_the_same_again():
     assert sum(float(v.square().sum()) for v in one.values()) == pytest.approx(0.09, rel=1e-5)
     assert all(torch.equal(one[name], again[name]) for name in SHAPES)
     assert not torch.equal(one["b"], canary_update(SHAPES, clip_norm=0.3, seed=1, index=3)["b"])
+
+
+def test_directions_share_no_stream_of_chance_with_what_else_hangs_on_the_seed():
+    for index, other in ((0, 5), (20, [5, 20])):
+        drawn = torch.from_numpy(np.random.default_rng(other).standard_normal(SHAPES["a"], dtype=np.float32))
+        direction = canary_update(SHAPES, clip_norm=1.0, seed=5, index=index)["a"]
+        assert abs(float(torch.nn.functional.cosine_similarity(drawn.flatten(), direction.flatten(), dim=0))) < 0.5
 
 
 def test_cosines_of_directions_that_were_not_sent_are_normal():

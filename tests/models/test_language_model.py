@@ -13,6 +13,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from reticent.errors import ModelError
 from reticent.gradients.attention import use_segments
 from reticent.models import language_model
+from reticent.models.generation import greedy
 from reticent.models.language_model import CausalModel, Sampling
 from reticent.tokens import Tokens
 
@@ -92,33 +93,10 @@ def test_no_records_give_no_scores(tiny):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_is_what_log_probs_call_hits(tiny, family):
     model, prompt = CausalModel(tiny.model(family)), np.array([2, 9, 4])
-    (said,) = model.generate([prompt], max_new_tokens=6)
+    (said,) = greedy(model, [prompt], max_new_tokens=6, end_of_text=None)
     ids = np.concatenate([prompt, said])
     (scores,) = model.log_probs([Tokens(ids, np.arange(len(ids)) >= 3)])
     assert len(said) == 6 and scores.hit.all()
-
-
-def test_generation_equals_the_librarys(tiny):
-    model, prompts = tiny.model(), [np.array([2, 9, 4]), np.array([7])]
-    for prompt, said in zip(prompts, CausalModel(model).generate(prompts, max_new_tokens=8), strict=True):
-        ids = torch.from_numpy(prompt)[None]
-        expected = tiny.plain(model).generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=8,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert said.tolist() == expected[0, len(prompt) :].tolist()
-
-
-def test_generation_stops_before_the_end_of_text(tiny):
-    model, prompt = tiny.model(), np.array([2, 9, 4])
-    (said,) = CausalModel(model).generate([prompt], max_new_tokens=6)
-    (cut,) = CausalModel(model, end_of_text=int(said[2])).generate([prompt], max_new_tokens=6)
-    assert cut.tolist() == said[: said.tolist().index(said[2])].tolist()
-    assert cut.dtype == np.int64
 
 
 # --- over the vocabulary ---

@@ -75,6 +75,7 @@ def test_canaries_that_were_changed_after_they_were_committed_to_are_refused(bef
 def test_members_that_are_told_apart_without_a_model_withhold_the_numbers_on_records(before, monkeypatch):
     place = before("audit")
     failed = blind.Gate(Estimate(0.9, (0.8, 0.95)), 40, passed=False)
+    monkeypatch.setattr(blind, "FEWEST", 1)
     monkeypatch.setattr(blind, "gate", lambda *texts, **settings: failed)
     place.call("audit", "runs/my")
     assert "without any model (AUC 0.90)" in unanswered(place)["record_membership"]

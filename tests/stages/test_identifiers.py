@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reticent import recipe as recipes
+from reticent.attacks import pii
 from reticent.data import canary
 from reticent.data.record import Record
 from reticent.measurement import Measurement
@@ -66,7 +67,9 @@ class Knowing:
 
     def __init__(self, about: Audited, known: Sequence[Record]) -> None:
         self._tokenizer = about.tokenizer
-        self._known = [about.encode_answer(one.prompt, one.completion).ids.tolist() for one in known]
+        self._known = [
+            one.ids.tolist() for one in about.encode_answers([(one.prompt, one.completion) for one in known])
+        ]
         self._rng = np.random.default_rng(5)
 
     def log_probs(self, records: Sequence[Tokens], progress: Any = SILENT) -> list[TokenScores]:
@@ -140,6 +143,19 @@ def test_a_model_that_knows_the_records_guesses_their_identifiers_and_no_others(
     assert base.value < 0.4 and base.p_value is None
 
 
+def test_p_values_of_single_kinds_are_corrected_for_their_number() -> None:
+    def one(name: str, p: float | None) -> Measurement:
+        return Measurement(
+            name=name, model="twin", value=1, interval=None, n=9, unit="share", counted="identifiers", p_value=p
+        )
+
+    plain, first, second, none = stage._corrected(
+        [one("x", 0.01), one("x[ID]", 0.01), one("x[DATE]", 0.04), one("y[ID]", None)]
+    )
+    assert [m.p_value for m in (plain, first, second, none)] == [0.01, 0.02, 0.04, None]
+    assert "for 2 by Holm" in first.method and "Holm" not in plain.method + none.method
+
+
 @pytest.mark.parametrize("about", [{"audit": {"identifiers": {"samples": 16, "tokens": 16}}}], indirect=True)
 def test_the_same_model_twice_gains_nothing(about: Audited) -> None:
     """The whole path with a real, untrained model: sampling, scoring, ranking."""
@@ -169,18 +185,12 @@ def test_only_what_is_behind_the_candidates_beginning_is_scored_and_the_ranking_
 ) -> None:
     model = open_model(about.run, "base")
     texts = [f"Call {number} no" for number in ("12", "123", "19999", "2")]
-    whole = [about.encode_answer("Who?", text) for text in texts]
-    parts = stage.differing([tokens.ids for tokens in whole])
+    whole = about.encode_answers([("Who?", text) for text in texts])
+    parts = pii.differing([tokens.ids for tokens in whole])
     one, other = ([float(s.logp.sum()) for s in model.log_probs(tokens)] for tokens in (whole, parts))
     differences = np.array(one) - np.array(other)
     assert np.ptp(differences) == pytest.approx(0, abs=1e-3) and differences[0] < -1
     assert [int(tokens.trained.sum()) for tokens in parts] == [6, 7, 9, 5]  # " no" and the end of text count
-
-
-def test_far_behind_a_candidate_nothing_is_read() -> None:
-    parts = stage.differing([np.array([7, 7, *middle, *range(50, 90)]) for middle in ([1], [2, 3])])
-    assert [tokens.ids.tolist() for tokens in parts] == [[7, 7, 1, *range(50, 54)], [7, 7, 2, 3, *range(50, 54)]]
-    assert [int(np.argmax(tokens.trained)) for tokens in parts] == [2, 2]
 
 
 def _saying(about: Audited, say: Callable[[str], str]) -> Callable[..., list[np.ndarray]]:
@@ -226,11 +236,6 @@ def test_what_a_model_writes_is_counted_without_what_the_base_model_writes(
     assert measured["pii_extraction_recall"].value == 10 / 64 and measured["pii_extraction_recall"].n == 64
     assert measured["pii_extraction_recall"].control == 0.0
     assert measured["pii_extraction_recall[PHONE_NUMBER]"].value == 5 / 32
-    assert found.plots["identifiers_written"]["twin"]["PHONE_NUMBER"] == {
-        "written": 6,
-        "in_training": 6,
-        "also_by_base": 1,
-    }
     assert found.private == []  # neither addresses nor links
 
 

@@ -119,7 +119,7 @@ def reciting(place):
         held_out=Texts(about.held_out.records[:6], about.held_out.units[:6]),
     )
     learned = [*about.encode(about.trained).tokens]
-    learned += [about.encode_answer(c.record.prompt, c.record.completion) for c in about.secrets if c.planted]
+    learned += about.encode_answers([(c.record.prompt, c.record.completion) for c in about.secrets if c.planted])
     model = open_model(about.run, "base")
     _learn(model.model, learned)
     return _named(recitation.recitation(about, "twin", model, None)[1])
@@ -169,7 +169,7 @@ def test_without_secrets_and_held_out_records_this_is_said_and_the_rest_measured
     about = _audited(place, secrets=[], held_out=Texts([], []))
     _, findings = _measure(about)
     told = [one["question"] for one in findings.plots["unanswered"]]
-    assert told[:2] == ["identifiers_recited_100", "records_recited"]
+    assert set(told) == {"records_recited"}
     named = _named(findings)
     assert "identifiers_recited_1" not in named
     assert named["records_recited"].control is None and named["tokens_recited"].control is None
@@ -188,29 +188,42 @@ def test_a_record_with_copies_counts_once(place):
     assert state.trained.copies == [3] * 4 and len(state.trained.tokens) == 4
 
 
-def test_records_with_a_whole_suffix_come_first_and_short_ones_fill_up(place):
-    about = _audited(place, extraction=Extraction(records=4, suffix=40))
-    mixed = [
-        dataclasses.replace(record, id=str(i), completion="ab" if i < 10 else record.completion * 3)
-        for i, record in enumerate(about.trained.records[:12])
+def _mixed(texts: Texts, short: int) -> Texts:
+    """Some records that are shorter than a suffix of 40, and two that are not."""
+    records = [
+        dataclasses.replace(record, id=str(i), completion="ab" if i < short else record.completion * 3)
+        for i, record in enumerate(texts.records[: short + 2])
     ]
-    about = dataclasses.replace(about, trained=Texts(mixed, about.trained.units[:12]))
-    state, findings = _measure(about)
-    assert [int(tokens.trained.sum()) >= 40 for tokens in state.trained.tokens] == [True, True, False, False]
-    assert _named(findings)["records_recited"].n == 2
-    assert "2 of 4 records are too short" in _named(findings)["records_recited"].method
+    return Texts(records, texts.units[: short + 2])
+
+
+def test_where_both_sides_have_records_with_a_whole_suffix_only_those_are_tried(place):
+    about = _audited(place, extraction=Extraction(records=4, suffix=40))
+    about = dataclasses.replace(about, trained=_mixed(about.trained, 9), held_out=_mixed(about.trained, 1))
+    state, _ = _measure(about)
+    for side in (state.trained, state.held_out):
+        assert [int(tokens.trained.sum()) >= 40 for tokens in side.tokens] == [True, True]
+
+
+def test_where_one_side_has_none_both_are_drawn_whatever_their_length(place):
+    about = _audited(place, extraction=Extraction(records=4, suffix=40))
+    state, _ = _measure(dataclasses.replace(about, trained=_mixed(about.trained, 9)))
+    assert len(state.trained.tokens) == 4
+    assert any(tokens.trained.sum() < 40 for tokens in state.trained.tokens)
 
 
 def test_records_of_one_owner_widen_the_interval(place):
     about = _audited(place)
     hits, controls = np.array([True, True, False, False, False, False]), np.zeros(6, bool)
 
+    case = recitation._Case(about, "twin", None, None)
+
     def width(units):
-        low, high = recitation._share(about, "twin", "records_recited", hits, units, controls, "x").interval
+        low, high = case.share("records_recited", hits, units, controls, "x").interval
         return high - low
 
     assert width(["a", "a", "b", "b", "c", "c"]) > 0.5
-    none = recitation._share(about, "twin", "records_recited", controls, ["a", "a", "a", "b", "b", "b"], hits, "x")
+    none = case.share("records_recited", controls, ["a", "a", "a", "b", "b", "b"], hits, "x")
     assert none.interval[1] > 0.7  # as of two trials, not six
 
 
