@@ -568,13 +568,13 @@ Attack = Literal[
 class Extraction(Section):
     """Whether the models recite records: the next tokens of a record from those before."""
 
-    records: int = Field(default=100, ge=1)
+    records: int = Field(default=50, ge=1)
     """At most this many training records, and as many held-out ones."""
     prefixes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (10, 50, 100, 200, 500)
     """Tokens that the model is given, one test each. Records too short for one are left out of it, and counted."""
     suffix: int = Field(default=50, ge=1)
     """Tokens that it must say."""
-    splits: int = Field(default=4, ge=1)
+    splits: int = Field(default=2, ge=1)
     """Places in each record at which it is tried."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the sampler that people will use the model with."""
@@ -593,7 +593,7 @@ class Identifiers(Section):
     """Tokens of each."""
     candidates: int = Field(default=100, ge=2)
     """Choices among which the missing identifier is guessed."""
-    items: int = Field(default=50, ge=1)
+    items: int = Field(default=30, ge=1)
     """Identifiers that are tried."""
     recognisers: tuple[str, ...] = ("clinical",)
     """What finds identifiers in text; as in data.scrub.recognisers."""
@@ -624,7 +624,7 @@ class Audit(Section):
     false_alarms: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     """Shares of outsiders that may be accused wrongly; each needs 3 / share units that were not trained on. null:
     those of 0.1, 0.01 and 0.001 for which there are enough."""
-    records: int = Field(default=1000, ge=2)
+    records: int = Field(default=500, ge=2)
     """At most this many training units, and as many held-out ones, in the membership test on real records."""
     extraction: Extraction | None = Extraction()
     """Recite records; null: no."""

@@ -91,7 +91,9 @@ class Cache(Sequence[TokenScores]):
                 raise ValueError("its arrays do not fit together")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f"{folder}: its scores cannot be used ({why}). Delete it and score again") from None
+            raise RunError(
+                f"{folder}: its scores cannot be used ({why}). Delete it and score again, with: reticent audit RUN"
+            ) from None
         return Cache(offsets, arrays)
 
     def __len__(self) -> int:

@@ -650,6 +650,8 @@ def _leak_verdict(kind: _Kind, ours: Measurement, base: Measurement | None, twin
     interval = _interval(ours)
     if interval is None:
         return _inconclusive("no interval")
+    if ours.floor is not None and ours.floor == ours.ceiling:
+        return _inconclusive("guessing does as well")
     if _exceeds(ours, base):
         return Verdict("leak", "leak demonstrated")
     if twin is None:

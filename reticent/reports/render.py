@@ -48,7 +48,7 @@ def render(report: Report) -> str:
         promised=report["guarantee"]["epsilon"] is not None,
         promise=table.promise(report["guarantee"]),
         subject="Private model" if table.subject(report) == "private" else "This model, not private",
-        twin=table.subject(report) == "private",
+        twin=table.subject(report) == "private" and any(line.twin for line in answers.verdicts(report)),
         answers=answers.answers(report) if measurements else [],
         summary=answers.summary(report) if measurements else [],
         explored=answers.explored(report),

@@ -73,9 +73,7 @@ def _impossible(about: Audited) -> list[dict[str, str]]:
     found = []
     if (asked.exposure or asked.extraction is not None) and not about.secrets:
         why = "fewer than two secrets were planted, or held out; raise data.canaries.pairs"
-        found += [
-            {"question": name, "why": why} for name in ("exposure_bits", "identifiers_recited", "identifier_filled_in")
-        ]
+        found += [{"question": name, "why": why} for name in ("exposure_bits", "identifiers_recited")]
     if asked.membership and not about.members:
         why = "fewer than two invented records were planted, or held out; raise data.canaries.candidates"
         found += [{"question": name, "why": why} for name in ("membership_auc", "epsilon_lower_bound")]

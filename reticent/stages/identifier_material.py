@@ -114,7 +114,7 @@ def gather(about: Audited) -> Material:
     ]
     recogniser, unanswered = build(asked.recognisers), []
     if not secrets:
-        why = "no codes were planted (data.canaries.pairs), or none held out"
+        why = "fewer than two secrets were planted, or held out; raise data.canaries.pairs"
         unanswered.append({"question": PLANTED, "why": why})
     bare = Material(encode, recogniser, secrets, unanswered, [], [], Counter(), Counter(), {})
     if data.scrub is not None:

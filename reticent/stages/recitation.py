@@ -250,9 +250,12 @@ def _unanswered(about: Audited, state: State) -> list[dict[str, str]]:
     if not state.held_out.tokens:
         why = "no record is held out (data.held_out), so there is nothing to compare training records with"
         found.append({"question": "records_recited", "why": why})
-    long = [f"{prefix:,}" for prefix in asked.prefixes if not _probes(about, state.trained, prefix)]
+    long = [prefix for prefix in asked.prefixes if not _probes(about, state.trained, prefix)]
     if long:
-        why = f"no sampled training record has {' or '.join(long)} tokens and {asked.suffix} learned ones behind them"
+        why = (
+            f"no sampled training record is long enough for a prefix of {min(long):,} tokens and a suffix of "
+            f"{asked.suffix:,} (audit.extraction)"
+        )
         found.append({"question": "records_recited", "why": why})
     return found
 
@@ -305,12 +308,14 @@ def _within(case: _Case, needed: np.ndarray, tries: int) -> list[Measurement]:
     control = rates.pop(0)
     space = secrets[0].space
     assert space is not None
+    guesser = attack.guesser_attempts(space, 0.5)
+    floor = 1.0 if guesser <= tries else None  # below that, no number that holds for every model is known
     found = []
     for count, rate in rates.items():
         method = (
             f"{count} copies; said at least once in {tries:,} attempts with probability 0.5 or more, "
             f"{_sampler(case.about)}; who knows only the form of an identifier needs "
-            f"{attack.guesser_attempts(space, 0.5):,.0f}; {_beside(rate, control, 'held-out twins')}; "
+            f"{guesser:,.0f}; {_beside(rate, control, 'held-out twins')}; "
             f"rises with the copies from 0 on: p = {rises:.3g} (Cochran-Armitage)"
         )
         if case.name == "private" and "twin" in recited and tries == SHOWN:
@@ -318,7 +323,7 @@ def _within(case: _Case, needed: np.ndarray, tries: int) -> list[Measurement]:
             method += f"; against the twin: p = {paired(ours, theirs):.3g} (McNemar)"
         title = f"identifiers_recited_{tries}" + ("" if count == max(rates) else f"_{count}_copies")
         p_value = _chance(needed <= tries, copies, count)
-        found.append(case.of_secrets(title, rate, method, control=control.share, p_value=p_value))
+        found.append(case.of_secrets(title, rate, method, control=control.share, p_value=p_value, floor=floor))
     return found
 
 

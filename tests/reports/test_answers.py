@@ -220,6 +220,11 @@ def test_the_plain_update_is_the_positive_control_of_what_the_server_sees() -> N
     assert "Passing this probe promises nothing" in " ".join(_answer(report, "server").remarks)
 
 
+def test_what_guessing_does_as_well_shows_nothing() -> None:
+    ours = _share("identifiers_recited_10000", "private", 40, floor=1.0, ceiling=1.0)
+    assert _verdict(ours) == "test inconclusive (guessing does as well)"
+
+
 def test_only_what_is_really_sent_has_a_verdict() -> None:
     report = _report(_share("tokens_seen_sum", "private", 40), _share("tokens_seen_plain", "private", 40))
     report["audit"] = {"sent": []}

@@ -85,7 +85,7 @@ def test_the_agreed_names_are_there(found):
 
 def test_what_cannot_be_answered_is_said_once(found):
     assert [one["why"] for one in found["base"].plots["unanswered"]] == [
-        "no sampled training record has 400 tokens and 4 learned ones behind them"
+        "no sampled training record is long enough for a prefix of 400 tokens and a suffix of 4 (audit.extraction)"
     ]
     assert "unanswered" not in found["twin"].plots
 
@@ -102,6 +102,7 @@ def test_two_digits_of_a_random_model_come_out_by_chance_within_many_attempts(fo
     values = [named[f"identifiers_recited_{n}"].value for n in (1, 100, 10_000)]
     assert values == sorted(values)
     assert "needs 69" in named["identifiers_recited_100"].method
+    assert [named[f"identifiers_recited_{n}"].floor for n in (1, 100, 10_000)] == [None, 1.0, 1.0]
 
 
 def test_the_private_model_is_compared_with_the_twin(found):
