@@ -161,7 +161,8 @@ class _View:
             together = _sum(settings["private"])
         elif self._clients is not None and self._clients.noise == "distributed":
             together = self._noised_sum(bounded)
-        settings[f"sum of {len(plain)}"] = [together]
+        if len(plain) > 1:  # one site alone knows of no other
+            settings[f"sum of {len(plain)}"] = [together]
         return _Made(settings, [_distinct(batch) for batch in batches], round(np.mean([_count(b) for b in batches])))
 
     def _batch(self, units: "Sequence[Unit]", size: int | None) -> "list[Unit]":
@@ -300,6 +301,8 @@ class _View:
 
 def _sites(about: Audited, rng: np.random.Generator) -> "dict[str, list[Unit]]":
     """The units of each site; where there are none, dealt to as many as are summed."""
+    if about.run.is_site():
+        return {"this site": asked.units_of(about.run)}
     if asked.federated(about.recipe) is not None:
         return asked.units_by_site(about.run)
     units = asked.units_of(about.run)

@@ -175,3 +175,6 @@ def test_a_site_that_is_killed_comes_back_and_keeps_its_ledger(place):
     assert facts["guarantee"]["epsilon"] == worst
     report = (place.folder / "runs" / "shared" / "report.html").read_text()
     assert all(name in report for name in SITES)
+    audit = place.command("audit", "sites/south")
+    place.done(audit)
+    assert "Checks of the training code that were passed" in place.told(audit)
