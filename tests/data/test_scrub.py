@@ -444,10 +444,11 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(fakes, tmp_path
     script, cache = tmp_path / "run.py", tmp_path / "cache"
     script.write_text(
         textwrap.dedent("""
-            import multiprocessing, sys
+            import multiprocessing, signal, sys
             from pathlib import Path
             sys.path.insert(0, sys.argv[1])
             if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
                 from fake_recognisers import Moody
                 from reticent.data.record import Record
                 from reticent.data.scrub import Settings, scrub
