@@ -13,6 +13,7 @@ trust each other, as they see each other's sums; and sharding of all there is: e
 4 bytes a trained parameter, until the sums are added up, and the whole model while it loads.
 """
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -50,6 +51,7 @@ class Team:
         self._sharded: nn.Module | None = None
         self._kept: dict[str, DTensor] = {}  # trained parameters of which each process holds a part
         self._gathered: dict[str, nn.Parameter] = {}
+        self._meshes: list[DeviceMesh] = []
 
     @property
     def first(self) -> bool:
@@ -163,6 +165,7 @@ class Team:
         for parameter in whole:
             parameter.data = parameter.data.to(self.device)
         mesh = init_device_mesh(self.device.type, (self.size,))
+        self._meshes.append(mesh)
         kinds = set(cast(Sequence[str] | None, getattr(base, "_no_split_modules", None)) or ())
         parts = [*(module for module in base.modules() if type(module).__name__ in kinds), base]
         # Also the outermost is let go after each pass: `trained` must see its parts, whichever pass was the last.
@@ -201,6 +204,19 @@ class Team:
             return value
         return _like(parameter, self._part(value, self.rank).to(self.device, copy=True))
 
+    def let_go(self) -> None:
+        """Keep nothing that holds the process group, so that destroying it ends gloo's threads.
+
+        Such a thread frees the tensors of its last call a little after that call has returned. If Python is shutting
+        down by then, the thread cannot have the GIL and the process aborts. The models of FSDP are freed by the
+        collector alone, and the meshes never: torch caches what DTensor did with them.
+        """
+        self._sharded, self._kept, self._gathered = None, {}, {}
+        for mesh in self._meshes:
+            vars(mesh).get("_pg_registry", {}).clear()
+        self._meshes.clear()
+        gc.collect()
+
 
 ALONE = Team()
 
@@ -224,7 +240,9 @@ def joined() -> Iterator[Team]:
     with _told(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # nothing changes what models return
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-        yield Team(rank, size, device)
+        team = Team(rank, size, device)
+        yield team
+        team.let_go()
         dist.destroy_process_group()  # only when all is well: others may be gone
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -147,6 +148,23 @@ def order(team, folder):
     return recorded, summed
 
 
+def gloo_threads(wanted=None):
+    """How many threads of this process make gloo's calls, once they are ``wanted``; None if the system does not tell.
+
+    A thread that has ended is still listed for a moment.
+    """
+    for _ in range(100):
+        names = []
+        for path in Path("/proc/self/task").glob("*/comm"):
+            with suppress(OSError):
+                names.append(path.read_text())
+        count = sum(name.startswith("pt_gloo") for name in names) if names else None
+        if wanted is None or count in (wanted, None):
+            break
+        time.sleep(0.05)
+    return count
+
+
 def main(folder):
     folder, facts = Path(folder), {}
     # Computing epsilon takes seconds and is not the matter here.
@@ -165,7 +183,9 @@ def main(folder):
         followed = private_plan(quantile=Quantile(target=0.5, rate=0.5, noise=5.0))
         facts["followed"] = run(team, folder, lora, False, followed, "followed")
         facts["order"] = order(team, folder)
-        torch.save(facts, folder / f"rank{team.rank}.pt")
+        facts["threads while joined"] = gloo_threads()
+    facts["threads at the end"] = gloo_threads(wanted=0)
+    torch.save(facts, folder / f"rank{team.rank}.pt")
 
 
 if __name__ == "__main__":

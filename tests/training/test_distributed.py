@@ -146,3 +146,11 @@ def test_no_process_sees_a_sum_before_its_release_is_on_disk(ranks):
     assert len(recorded) == one.PLAN["steps"]
     for rank in ranks:
         assert all(before < after for before, after in zip(recorded, rank["order"][1], strict=True))
+
+
+def test_no_thread_of_gloo_is_left_that_could_abort_the_process_at_its_end(ranks):
+    if ranks[0]["threads while joined"] is None:
+        pytest.skip("the names of threads are not told here")
+    for rank in ranks:
+        assert rank["threads while joined"] > 0
+        assert rank["threads at the end"] == 0
