@@ -600,7 +600,12 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
     if target.is_dir() and not is_run(target):
         Run.open(target)  # Says what is wrong.
     where = folder or (target if is_run(target) else default_folder(target))
-    run = Run.create(where, _recipe(target, sets), again=again)
+    asked = _recipe(target, sets)
+    if asked.audit.false_alarms is not None and is_run(where):
+        from reticent.stages.audit import refuse
+
+        refuse(Run.open(where), asked)
+    run = Run.create(where, asked, again=again)
     if run.recipe.federation is not None and run.recipe.data.silos is None and not run.is_site():
         raise RecipeError(
             "federation needs sites: say data.silos: {clients: 3} to try it in this process, or see: reticent federate "

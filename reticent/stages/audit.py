@@ -12,7 +12,7 @@ from reticent.data.canary import Canary
 from reticent.errors import DataError, ModelError
 from reticent.measurement import Measurement
 from reticent.progress import Progress
-from reticent.recipe import Private
+from reticent.recipe import Private, Recipe
 from reticent.run import RecordPart, Run
 from reticent.stages.attacking import Audited, Findings, Scored, Texts
 from reticent.stages.inputs import AnyModel, all_models, open_model
@@ -93,6 +93,17 @@ def _table(scored: list[tuple[str, Scored]]) -> "pa.Table":
         "score": [float(score) for _, one in scored for score in one.scores],
     }
     return pa.table(columns)
+
+
+def refuse(run: Run, recipe: Recipe) -> None:
+    """Refuses what the data of ``run`` cannot answer, before anything that is there is redone for ``recipe``.
+
+    Raises:
+        AuditError: a share of false alarms was asked for that so few held-out units cannot show.
+    """
+    if recipe.audit.membership and recipe.data == run.recipe.data and run.finished("prepare"):
+        outsiders = len(set(run.read_units("held_out")))
+        allowed(recipe.audit.false_alarms, min(outsiders, recipe.audit.records))
 
 
 def _join(plots: dict[str, Any], more: dict[str, Any]) -> None:

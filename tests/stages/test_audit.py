@@ -29,7 +29,7 @@ def test_without_canaries_it_says_what_cannot_be_answered_and_answers_the_rest(p
 
 
 def test_a_share_of_false_alarms_that_the_data_cannot_show_is_refused_with_the_number_needed(before):
-    place = before("audit")
+    place = before("evaluate")
     told = place.refused(
         "audit",
         "runs/my",
@@ -39,6 +39,7 @@ def test_a_share_of_false_alarms_that_the_data_cannot_show_is_refused_with_the_n
         match="0.001 needs 3,000 held-out units or more",
     )
     assert "data.held_out" in told
+    assert place.run.finished("audit")  # what was there is not redone for it
 
 
 def test_a_tokenizer_that_is_not_the_base_models_is_refused(before):
