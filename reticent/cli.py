@@ -664,6 +664,10 @@ def _guarantee(run: Run) -> str:
         return "none: trained without privacy"
     if not run.finished("train"):
         return "none yet: not trained"
+    from reticent.stages.report import broken
+
+    if failed := broken(run):
+        return f"none: the training does not keep what the ledger counts on (check {', '.join(failed)} failed)"
     spent = run.facts("train")["guarantee"]
     told = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}, per {spent['unit']}, {spent['relation']}"
     return f"{told}; the worst of {len(spent['sites'])} sites" if spent.get("sites") else told

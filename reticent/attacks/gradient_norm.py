@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from reticent.errors import ModelError
-from reticent.gradients.engines import Batch, trained
+from reticent.gradients.engines import Batch, evaluating, trained
 from reticent.gradients.rows import Unit
 from reticent.progress import SILENT, Progress
 from reticent.tokens import Tokens
@@ -49,16 +49,12 @@ def gradient_norm(model: PreTrainedModel, records: Sequence[Tokens], progress: P
 @contextmanager
 def _differentiable(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model is in evaluation mode, and some parameters have gradients."""
-    training = [module for module in model.modules() if module.training]
     frozen = [] if trained(model) else [p for p in model.parameters() if p.is_floating_point()]
-    model.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module in training:
-            module.training = True

@@ -20,7 +20,7 @@ for reading (DECEPTICONS and its kind), is out of scope. Stronger attacks on upd
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from reticent.gradients.attention import causal, segments
+from reticent.gradients.engines import evaluating
 
 Update = Mapping[str, torch.Tensor]
 
@@ -133,7 +134,7 @@ def first_layer(model: PreTrainedModel, *, positions: int = 1) -> FirstLayer:
     assert isinstance(embedding, nn.Embedding)
     size = min(model.config.get_text_config().vocab_size, embedding.num_embeddings)
     modules = dict(model.named_modules())
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         readers = _readers(model)
         if not readers:
             raise ValueError("the model has no linear layer above its embedding, so there is nothing to read")
@@ -161,17 +162,6 @@ def first_layer(model: PreTrainedModel, *, positions: int = 1) -> FirstLayer:
         next(name for name, value in parameters.items() if value is embedding.weight),
         head is not None and head.weight is embedding.weight,
     )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _ask(model: PreTrainedModel, ids: torch.Tensor, position: int) -> None:

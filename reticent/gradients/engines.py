@@ -247,7 +247,7 @@ def _agree_on(model: PreTrainedModel, packed: Packed, one_by_one: OneByOne) -> b
     clipping, scaled = packed.clipping, Clipping(1.0, "normalised")
     packed.clipping = one_by_one.clipping = scaled
     try:
-        with _evaluating(model):  # dropout would draw different masks
+        with evaluating(model):  # dropout would draw different masks
             rest = packed.unit_sum(_trial(model)).gradient
             sizes = {name: value.norm() for name, value in rest.items()}
             one_by_one._add(rest, _trial(model), times=-1.0)  # in place: no third copy of a large model
@@ -260,7 +260,7 @@ def _agree_on(model: PreTrainedModel, packed: Packed, one_by_one: OneByOne) -> b
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Within the block, the model is in evaluation mode; each of its modules returns to its own."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -285,7 +285,7 @@ def _ends_in(model: PreTrainedModel, head: nn.Linear) -> bool:
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         (row,), *_ = pack(_trial(model), max_tokens=100, loss="sum")
-        with _evaluating(model), torch.no_grad(), segments(causal(row.records)):
+        with evaluating(model), torch.no_grad(), segments(causal(row.records)):
             scores = model(
                 input_ids=row.ids.to(model.device),
                 position_ids=row.positions.to(model.device),

@@ -74,7 +74,7 @@ class _FrequencyPenalty(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         said = input_ids[:, self._start :]
         cost = torch.full_like(said, -self._penalty, dtype=scores.dtype)
-        return scores.scatter_add(1, said, cost)  # type: ignore[return-value]
+        return scores.scatter_add(1, said, cost)  # type: ignore[return-value]  # a sum of floats is one; the stub says Tensor
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def _generated(
 @contextmanager
 def _ready(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """``model`` with an attention that reads a cache, and without generation settings of its own, for a while."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # of peft
     attention, settings = inner.config._attn_implementation, inner.generation_config
     inner.set_attn_implementation("sdpa")  # the one for packed rows reads no cache
     inner.generation_config = GenerationConfig()

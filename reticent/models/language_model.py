@@ -163,7 +163,7 @@ class CausalModel:
                 "damaged. Train it again (a lower learning rate, or model.dtype: float32), or load other weights."
             )
         return {
-            number: TokenScores(*(None if one is None else one[begin:end] for one in parts))  # type: ignore[arg-type]
+            number: TokenScores(*(None if one is None else one[begin:end] for one in parts))  # type: ignore[arg-type]  # no None in front
             for (number, _), begin, end in zip(paths, [0, *ends[:-1]], ends, strict=True)
         }
 
@@ -209,7 +209,7 @@ def _passing_on(head: nn.Linear) -> Iterator[list[tuple[torch.Tensor, int]]]:
     finally:
         del head.forward
         if before is not None:
-            head.forward = before  # type: ignore[method-assign]
+            head.forward = before  # type: ignore[method-assign]  # as it was
 
 
 def _pass_on(seen: list[tuple[torch.Tensor, int]], x: torch.Tensor) -> torch.Tensor:
@@ -247,9 +247,8 @@ def _over_vocabulary(
         found.append(_chunk(logits, rows[first:last] - int(begin), asked[first:last], vocabulary, sampling))
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return TokenScores(
-        *(None if one[0] is None else torch.cat(one).cpu().numpy()[back] for one in zip(*found, strict=True))  # type: ignore[arg-type]
-    )
+    whole = [None if one[0] is None else torch.cat(one).cpu().numpy()[back] for one in zip(*found, strict=True)]
+    return TokenScores(*whole)  # type: ignore[arg-type]  # the first two are always there
 
 
 def _chunk(

@@ -158,7 +158,7 @@ def _leaks(given: Plots) -> Iterator[Figure]:
         ("record_roc", "Telling who was in the training data", "Real records."),
         ("roc", "Telling planted records from held-out ones", "Invented records, planted by the toss of a coin."),
     ):
-        curves: dict[str, Curve] = given.get(name, {})  # type: ignore[assignment]
+        curves: dict[str, Curve] = given.get(name, {})  # type: ignore[assignment]  # a key that is no literal
         if curves:
             yield Figure(
                 Markup(plots.roc(curves, salt=name)),

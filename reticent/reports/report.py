@@ -47,6 +47,7 @@ class Guarantee(TypedDict):
     units: NotRequired[int | None]  # how many owners or records were trained on
     protects: NotRequired[str]  # whom, as in "one site with all its data"
     against: NotRequired[str]  # from whom, as in "the other sites and whoever has the model"
+    broken: NotRequired[list[str]]  # checks of the training that failed; then epsilon is None
     limits: NotRequired[list[str]]  # what the promise does not cover, one sentence each
     sites: NotRequired[list[SitePromise]]
     clients: NotRequired["Guarantee | None"]

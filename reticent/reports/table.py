@@ -80,6 +80,12 @@ def promise(guarantee: Guarantee) -> Promise:
     """
     limits = list(guarantee.get("limits", []))
     epsilon, delta, unit = guarantee["epsilon"], guarantee.get("delta") or 0.0, noun(guarantee.get("unit", "unit"))
+    if broken := guarantee.get("broken"):
+        meaning = [
+            "The training kept a ledger, but it does not do what the ledger counts on: check "
+            f"{', '.join(broken)} failed. Nothing is promised, whatever the measurements below found."
+        ]
+        return Promise("No guarantee", [], meaning, limits)
     if epsilon is None:
         meaning = [
             "This model was trained without differential privacy. Nothing limits what it may reveal about a person in "

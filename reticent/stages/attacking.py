@@ -86,6 +86,11 @@ class Audited:
 
         return encoder(self.recipe, self.tokenizer)([(record.prompt, record.completion) for record in texts.records])
 
+    def without_end(self, whole: Tokens, completion: str) -> Tokens:
+        """Prompt and ``completion`` as they are learned, ``whole``, without what ends the text."""
+        end = int(np.argmax(whole.trained)) + len(self.tokenizer.encode(completion, add_special_tokens=False))
+        return Tokens(whole.ids[:end], whole.trained[:end])
+
     def encode_answers(self, answers: Sequence[tuple[str, str]]) -> list[Tokens]:
         """Prompts with completions, as they would have been learned; only the completions' tokens count."""
         from reticent.stages.inputs import encode_answers

@@ -119,11 +119,11 @@ def _join(plots: dict[str, Any], more: dict[str, Any]) -> None:
 
 def _once(about: Audited) -> dict[str, Callable[[Audited], Findings]]:
     """What is done once, not for each model."""
-    from reticent.stages import membership, promise, server_view
+    from reticent.stages import doctor, membership, server_view
 
     asked = about.recipe.audit
     wanted: dict[str, tuple[bool, Callable[[Audited], Findings]]] = {
-        "checks of the training": (asked.selfcheck and isinstance(about.recipe.privacy, Private), promise.checks),
+        "checks of the training": (asked.selfcheck and isinstance(about.recipe.privacy, Private), doctor.checks),
         "a look without a model": (asked.membership, membership.gate),
         "what a coordinator reads": (asked.server_view, server_view.server_view),
     }

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import torch
 
 from reticent import asked
 from reticent.data import canary
-from reticent.errors import PrivacyError
+from reticent.errors import PrivacyError, RunError
 from reticent.gradients.engines import Sums, UnitSum, trained
 from reticent.gradients.rows import Unit
+from reticent.measurement import Measurement
 from reticent.privacy.ledger import Ledger
 from reticent.privacy.noise import mechanism_for
 from reticent.privacy.plan import BandedPlan, DPSGDPlan, NonPrivatePlan, PrivatePlan
@@ -25,6 +27,7 @@ from reticent.privacy.selfcheck import Check, Observed, RecordedWords, selfcheck
 from reticent.progress import Progress
 from reticent.recipe import Private, Recipe
 from reticent.run import Run
+from reticent.stages.attacking import Audited, Findings
 from reticent.stages.canaries import canaries_of, stand_in
 from reticent.stages.reading import read
 from reticent.stages.silos import deal, sizes
@@ -59,8 +62,37 @@ def implementation_checks(run: Run, progress: Progress) -> list[Check]:
     recipe = run.recipe
     _refuse_no_promise(recipe)
     units: list[Unit] = _units(run) if run.finished("prepare") and not run.is_site() else []
-    checks = _trainer_checks(recipe, len(units) or _count(recipe), units, progress)
+    try:
+        checks = _trainer_checks(recipe, len(units) or _count(recipe), units, progress)
+    except OSError as error:
+        raise RunError(
+            f"the checks of the training cannot write their ledger to {tempfile.gettempdir()}: {error.strerror}; make "
+            "room there, or name another folder with TMPDIR"
+        ) from None
     return checks + (_finished_checks(run, units) if run.finished("train") and units else [])
+
+
+def checks(about: Audited) -> Findings:
+    """The same for the audit: as one number and a list."""
+    found = implementation_checks(about.run, about.progress)
+    measured = Measurement(
+        name="implementation_checks",
+        model="private",
+        value=sum(one.passed for one in found) / len(found),
+        interval=None,
+        n=len(found),
+        unit="share",
+        counted="checks",
+        method="the training itself on neighbouring data with the same chance (Cebere et al., arXiv:2602.17454)",
+        ceiling=1.0,
+    )
+    told = [{**one._asdict(), "measured": _plain(one.measured), "bound": _plain(one.bound)} for one in found]
+    return Findings([measured], {"checks": told})
+
+
+def _plain(value: float) -> float | str:
+    """JSON has no infinity."""
+    return value if isfinite(value) else "not finite"
 
 
 def _refuse_no_promise(recipe: Recipe) -> None:

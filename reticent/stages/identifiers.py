@@ -14,7 +14,7 @@ from reticent.measurement import Measurement
 from reticent.stages.attacking import Audited, Findings
 from reticent.stages.identifier_material import FEWEST, SHOTS, STREAM, Item, Material, gather, prompt_of, settings
 from reticent.stages.inputs import AnyModel
-from reticent.stages.recitation import sampling, without_end
+from reticent.stages.recitation import sampling
 from reticent.statistics import clopper_pearson, holm, paired
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _scored(case: _Case) -> Scored:
     fills = []
     for secret, candidates in zip(about.secrets, material.secrets, strict=True):
         whole = material.encode([(secret.record.prompt, text) for text in candidates]).tokens
-        fills += [without_end(about, one, text) for one, text in zip(whole, candidates, strict=True)]
+        fills += [about.without_end(one, text) for one, text in zip(whole, candidates, strict=True)]
     totals = _totals(case.model.log_probs(fills, about.progress))
     ends = np.cumsum([len(own) for own in material.secrets])[:-1]
     both = [*material.items, *material.controls]

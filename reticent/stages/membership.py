@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from reticent.attacks.blind import Gate
     from reticent.attacks.cache import Cache
     from reticent.attacks.statistics import Membership, TprAtFpr
-    from reticent.models.language_model import CausalModel
+    from reticent.models.language_model import CausalModel, TokenScores
+    from reticent.statistics import Estimate
 
 REFERENCE: tuple[Attack, ...] = ("loss-difference", "loss-ratio", "wbc", "ez")  # compare with the base model
 SHOTS, SHOT_TOKENS = 10, 64  # of the prefix that "recall" sets before a record
@@ -30,9 +31,9 @@ RATES = (0.1, 0.01, 0.001)
 class Caches(NamedTuple):
     """Token scores of one model on the same pieces of text: as they are, in lower case, and after a prefix."""
 
-    plain: "Cache"
-    lower: "Cache | None" = None
-    prefixed: "Cache | None" = None
+    plain: "Sequence[TokenScores]"
+    lower: "Sequence[TokenScores] | None" = None
+    prefixed: "Sequence[TokenScores] | None" = None
 
 
 class Pieces(NamedTuple):
@@ -56,8 +57,8 @@ def canaries(about: Audited, name: AnyModel, model: "CausalModel", base: "Cache 
     for number, family in enumerate(dict.fromkeys(one.family for one in about.members)):
         own = [i for i, one in enumerate(about.members) if one.family == family]
         members = [about.members[i] for i in own]
-        ours = Caches(_part(target, own))  # type: ignore[arg-type]  # a list serves as a cache
-        theirs = None if base is None else Caches(_part(base, own))  # type: ignore[arg-type]
+        ours = Caches([target[i] for i in own])
+        theirs = None if base is None else Caches([base[i] for i in own])
         texts = [str(about.tokenizer.decode(notes[i].ids[notes[i].trained])) for i in own]
         scores = _score(_possible(about.recipe.audit.primary), name, ours, theirs, texts)
         suffix = "" if number == 0 else "_" + family.replace("-", "_")
@@ -75,10 +76,6 @@ def canaries(about: Audited, name: AnyModel, model: "CausalModel", base: "Cache 
             )
         )
     return target, Findings(measurements, plots, scored)
-
-
-def _part(scores: Any, numbers: Sequence[int]) -> list[Any]:
-    return [scores[i] for i in numbers]
 
 
 def _possible(attack: Attack) -> Attack:
@@ -107,15 +104,7 @@ def _of_canaries(
     run = found.one_run
     bound = partial(measured, unit="epsilon", floor=0.0, interval=None)
     measurements = [
-        measured(
-            name=f"membership_auc{suffix}",
-            value=found.auc.value,
-            interval=found.auc.interval,
-            unit="probability",
-            method=f"{method}, DeLong",
-            floor=0.5,
-            ceiling=1.0,
-        ),
+        told_apart(measured, f"membership_auc{suffix}", found.auc, f"{method}, DeLong"),
         bound(
             name=f"epsilon_lower_bound{suffix}",
             value=run.epsilon,
@@ -195,17 +184,11 @@ def gate(about: Audited) -> Findings:
     found = found_gate(about)
     if isinstance(found, str):
         return Findings([], {"unanswered": [{"question": "record_membership", "why": found}]})
-    measured = Measurement(
-        name="blind_auc",
-        model="data",
-        value=found.auc.value,
-        interval=found.auc.interval,
-        n=found.judged,
-        unit="probability",
-        counted="units",
-        method="bag of words and lengths, no model, learned from half of the units; it fails above 0.5",
-        floor=0.5,
-        ceiling=1.0,
+    measured = told_apart(
+        partial(Measurement, model="data", n=found.judged, counted="units"),
+        "blind_auc",
+        found.auc,
+        "bag of words and lengths, no model, learned from half of the units; it fails above 0.5",
     )
     if found.passed:
         return Findings([measured], {})
@@ -367,22 +350,16 @@ def _of_records(
     method = asked.primary + ("; of the base model, loss" if asked.primary in REFERENCE else "")
     area = auc(ours, others)
     better = s.advantage(ours, others, rng=about.rng(2))
-    at = [
-        s.tpr_at_fpr(ours, others, rate)
-        if calibration is None or len(calibration) * rate < 3
-        else s.tpr_at_threshold(ours, others, s.threshold_for(calibration, rate), rate)
-        for rate in allowed(asked.false_alarms, len(others))
-    ]
+    at, told = [], []
+    for rate in allowed(asked.false_alarms, len(others)):
+        if calibration is None or len(calibration) * rate < 3:
+            at.append(s.tpr_at_fpr(ours, others, rate))
+            told.append("threshold on the same outsiders")
+        else:
+            at.append(s.tpr_at_threshold(ours, others, s.threshold_for(calibration, rate), rate))
+            told.append("threshold from calibration units")
     measurements = [
-        measured(
-            name="record_membership_auc",
-            value=area.value,
-            interval=area.interval,
-            unit="probability",
-            method=f"{method}, mean over a unit's texts, DeLong",
-            floor=0.5,
-            ceiling=1.0,
-        ),
+        told_apart(measured, "record_membership_auc", area, f"{method}, mean over a unit's texts, DeLong"),
         measured(
             name="record_membership_advantage",
             value=better.value,
@@ -393,7 +370,11 @@ def _of_records(
             ceiling=1.0,
             p_value=better.p_value,
         ),
-        *_rates(measured, "record_membership", at, len(ours), method, ""),
+        *(
+            rate
+            for one, where in zip(at, told, strict=True)
+            for rate in _rates(measured, "record_membership", [one], len(ours), f"{method}, {where}", "")
+        ),
     ]
     for one in at:
         if one.target == 0.01:
@@ -427,17 +408,10 @@ def _explored(about: Audited, measured: Any, scores: dict[str, dict[str, np.ndar
     for number, (attack, own) in enumerate(scores.items()):
         if attack == about.recipe.audit.primary:
             continue
-        area = auc(own["in"], own["out"])
+        title, method = f"record_membership_auc[{attack}]", f"exploratory; p-value for the best of {len(scores)}"
         found.append(
-            measured(
-                name=f"record_membership_auc[{attack}]",
-                value=area.value,
-                interval=area.interval,
-                unit="probability",
-                method=f"exploratory; p-value for the best of {len(scores)} attacks by permutation",
-                floor=0.5,
-                ceiling=1.0,
-                p_value=float(family.p_value[number]),
+            told_apart(
+                measured, title, auc(own["in"], own["out"]), f"{method} by permutation", float(family.p_value[number])
             )
         )
     return found
@@ -461,6 +435,22 @@ def allowed(asked: tuple[float, ...] | None, others: int) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------------- shared parts
+
+
+def told_apart(
+    measured: Callable[..., Measurement], name: str, area: "Estimate", method: str, p_value: float | None = None
+) -> Measurement:
+    """An area under the ROC curve: 0.5 by chance, 1 at most."""
+    return measured(
+        name=name,
+        value=area.value,
+        interval=area.interval,
+        unit="probability",
+        method=method,
+        floor=0.5,
+        ceiling=1.0,
+        p_value=p_value,
+    )
 
 
 def _rates(

@@ -263,19 +263,13 @@ def _unanswered(about: Audited, state: State) -> list[dict[str, str]]:
 # -------------------------------------------------------------------------------------------------- planted secrets
 
 
-def without_end(about: Audited, whole: Tokens, completion: str) -> Tokens:
-    """Prompt and ``completion`` as they are learned, ``whole``, without what ends the text."""
-    end = int(np.argmax(whole.trained)) + len(about.tokenizer.encode(completion, add_special_tokens=False))
-    return Tokens(whole.ids[:end], whole.trained[:end])
-
-
 def _secrets(case: _Case) -> Findings:
     from reticent.attacks import extraction as attack
 
     about, recited = case.about, case.state.recited
     texts = [(one.record.prompt, one.record.completion) for one in about.secrets]
     tokens = [
-        without_end(about, whole, text) for (_, text), whole in zip(texts, about.encode_answers(texts), strict=True)
+        about.without_end(whole, text) for (_, text), whole in zip(texts, about.encode_answers(texts), strict=True)
     ]
     scores = case.model.log_probs(tokens, about.progress, sampling=sampling(about))
     logs = np.array([attack.log_probability(_given(score.sampled)) for score in scores])

@@ -168,8 +168,15 @@ def coordinated(run: Run) -> dict[str, Any]:
 
 def _guarantee(run: Run) -> dict[str, Any]:
     nothing = {"epsilon": None, "delta": None, "unit": run.recipe.privacy.unit}
+    if failed := broken(run):
+        return {**nothing, "broken": failed}
     guarantee: dict[str, Any] = run.facts("train").get("guarantee", nothing)
     return guarantee
+
+
+def broken(run: Run) -> list[str]:
+    """Checks of the training that failed in the audit: with one of them nothing is promised."""
+    return [one["name"] for one in run.read_plots("audit").get("checks", []) if not one["passed"]]
 
 
 def _rounds(run: Run) -> dict[str, Any]:

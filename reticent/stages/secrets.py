@@ -69,8 +69,5 @@ def exposure(about: Audited, name: AnyModel, model: "CausalModel", base: None) -
 def _fills(about: Audited, secret: Canary) -> list[Tokens]:
     """Every possible completion of a secret, without what ends a text: only the secret itself is ranked."""
     texts = canary.alternatives(secret)
-    fills = []
-    for text, whole in zip(texts, about.encode_answers([(secret.record.prompt, text) for text in texts]), strict=True):
-        end = int(np.argmax(whole.trained)) + len(about.tokenizer.encode(text, add_special_tokens=False))
-        fills.append(Tokens(whole.ids[:end], whole.trained[:end]))
-    return fills
+    encoded = about.encode_answers([(secret.record.prompt, text) for text in texts])
+    return [about.without_end(whole, text) for whole, text in zip(encoded, texts, strict=True)]

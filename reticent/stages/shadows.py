@@ -157,20 +157,13 @@ def _membership(
     family = max_statistic(np.stack(list(scores.values())), labels[enough], rng=about.rng(5))
     found = []
     for number, (attack, own) in enumerate(scores.items()):
-        area = auc(own[labels[enough]], own[~labels[enough]])
         found.append(
-            Measurement(
-                name=f"record_membership_auc[{attack}]",
-                model=name,
-                value=area.value,
-                interval=area.interval,
-                n=int(enough.sum()),
-                unit="probability",
-                counted=f"{about.recipe.privacy.unit}s",
-                method=f"exploratory, {len(likely)} trainings; p-value for the best of {len(scores)} by permutation",
-                floor=0.5,
-                ceiling=1.0,
-                p_value=float(family.p_value[number]),
+            membership.told_apart(
+                partial(Measurement, model=name, n=int(enough.sum()), counted=f"{about.recipe.privacy.unit}s"),
+                f"record_membership_auc[{attack}]",
+                auc(own[labels[enough]], own[~labels[enough]]),
+                f"exploratory, {len(likely)} trainings; p-value for the best of {len(scores)} by permutation",
+                float(family.p_value[number]),
             )
         )
     return found

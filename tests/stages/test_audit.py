@@ -98,6 +98,22 @@ def test_a_demonstrated_leak_can_fail_a_pipeline(finished, monkeypatch):
     )
 
 
+def test_a_check_of_the_training_that_fails_takes_the_promise_back(before, monkeypatch):
+    from reticent.privacy.selfcheck import Check
+    from reticent.stages import doctor
+    from reticent.stages.report import contents
+
+    place = before("audit")
+    failed = Check("noise: scale", False, float("inf"), 1.0, "how far it is off")
+    monkeypatch.setattr(doctor, "implementation_checks", lambda run, progress: [failed])
+    told = place.call("audit", "runs/my", "--fail-on", "leak", code=1).stderr
+    assert "promise not kept: check noise: scale failed" in told
+    place.call("run", "runs/my")
+    assert contents(place.run)["guarantee"]["epsilon"] is None
+    assert "check noise: scale failed. Nothing is promised" in place.run.report_path.read_text()
+    assert "guarantee  none: the training does not keep" in place.call("show", "runs/my").stdout
+
+
 def test_a_signed_report_is_verified_and_any_change_is_named(before):
     place = before("report")
     place.call("report", "runs/my", "--sign", "officer.key")
