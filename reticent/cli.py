@@ -220,7 +220,7 @@ def audit(
     Example:
       reticent audit runs/my --fail-on leak
     """
-    stages = ["audit"] if sign is None else STAGES[STAGES.index("audit") :]
+    stages = ("audit",) if sign is None else STAGES[STAGES.index("audit") :]
     done = _work(stages, target, sets or (), folder, again)
     _print_verdicts(done)
     _finish(done, fail_on, sign)
@@ -617,6 +617,10 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
             run.forget(stages[0])
             click.get_current_context().meta[_RESUME] = "without --again "
         for stage in stages:
+            if stage not in run.stages:
+                if len(stages) == 1:
+                    raise RunError(f"the recipe asks for no synthetic text; say synthetic: {{}} in {where}'s recipe")
+                continue
             if run.finished(stage):
                 progress.say(f"{stage}: already done in {run.folder}; --again redoes it")
                 if stage == "train" and _processes() > 1:
@@ -624,7 +628,7 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
 
                     dismiss()
                 continue
-            missing = [earlier for earlier in STAGES[: STAGES.index(stage)] if not run.finished(earlier)]
+            missing = [earlier for earlier in run.stages[: run.stages.index(stage)] if not run.finished(earlier)]
             if missing:
                 raise RunError(f"{stage} needs {missing[0]} first: reticent {missing[0]} {run.folder}")
             _function(stage)(run, progress)
@@ -651,6 +655,8 @@ def _function(stage: str) -> Callable[[Run, Progress], None]:
             from reticent.stages.audit import audit as function
         case "evaluate":
             from reticent.stages.evaluate import evaluate as function
+        case "synthesize":
+            from reticent.stages.synthesize import synthesize as function
         case _:
             from reticent.stages.report import report as function
     return function

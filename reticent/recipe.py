@@ -638,6 +638,59 @@ class Audit(Section):
     """Test the training itself: clipping, noise, sampling, ledger (reticent doctor)."""
 
 
+Scorer = Literal["options", "options-per-token", "options-per-byte", "letter", "generate"]
+
+
+class Benchmark(Section):
+    """Questions with options, or to be answered by yes, no or maybe."""
+
+    name: str
+    """One of mmlu-medical, pubmedqa, medmcqa, medqa, medqa4; or any other name, with a path."""
+    path: str | None = None
+    """Its file or folder in its own schema; of another name: lines {question, options, answer}. null: from the hub."""
+    split: str | None = None
+    """null: the one that the field reports on."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many questions, drawn by data.seed."""
+    scorers: Annotated[tuple[Scorer, ...], Field(min_length=1)] = ("letter",)
+    """How an answer is read: the likeliest option (its whole text, or per token or byte of it), the likeliest letter,
+    or what the model writes. The first one counts, the others stand beside it."""
+    shots: int = Field(default=0, ge=0)
+    """Solved examples before each question, the same for all (drawn by seed 1234)."""
+    demonstrations: str | None = None
+    """A file of them, in the same schema; null: the set's training split."""
+    system: str | None = "source"
+    """What stands first; source: the source system's text for this set; null: nothing."""
+    template: Literal["source", "chat"] = "source"
+    """The source system's prompt as it is, or as a turn of the model's own chat template."""
+    chain_of_thought: bool = False
+    """Let the model reason before it answers (scorer generate)."""
+    branches: int = Field(default=1, ge=1)
+    """Sampled answers to each question, the most frequent of which counts (scorer generate)."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that it may write; null: those of the longest answer and 8 more, or 256 with chain_of_thought."""
+
+    @model_validator(mode="after")
+    def _reasoning_is_written(self) -> Self:
+        if (self.chain_of_thought or self.branches > 1) and "generate" not in self.scorers:
+            raise ValueError(
+                f"benchmark {self.name}: chain_of_thought and branches need text that the model writes; say scorers: "
+                "[generate]"
+            )
+        return self
+
+
+class Questions(Section):
+    """Public questions that every model answers."""
+
+    path: str
+    """A file of lines {prompt}, or one question a line."""
+    limit: int = Field(default=12, ge=1)
+    """At most this many, the first ones."""
+    max_new_tokens: int = Field(default=80, ge=1)
+    """Tokens of an answer, at most; decoding is greedy."""
+
+
 class Evaluate(Section):
     """Usefulness."""
 
@@ -649,6 +702,39 @@ class Evaluate(Section):
     """An option's score: the log-likelihood of its text, or that per token."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many held-out records."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Public examinations that every model takes."""
+    questions: Questions | None = None
+    """Public questions whose answers by every model stand side by side; null: none."""
+
+
+class Synthetic(Section):
+    """A corpus that may be given away: sampled from the private model, filtered, judged and audited."""
+
+    records: int = Field(default=500, ge=1)
+    """Texts to keep."""
+    attempts: int = Field(default=3, ge=1)
+    """At most this many samples for each text to keep."""
+    prompts: str | None = None
+    """A file of public prompts, lines {prompt, label, count}; null: the model begins by itself."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Tokens of a text, at most; one that does not end by then is left out."""
+    min_words: int = Field(default=5, ge=1)
+    """Words of a text, at least."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampler."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Its likeliest tokens that are kept; null: all."""
+    top_p: float | None = Field(default=0.95, gt=0, le=1)
+    """Share of the probability that is kept; null: all."""
+    near_duplicates: float | None = Field(default=0.8, gt=0, le=1)
+    """Of two texts that share more of their word triples, one is left out; null: both stay."""
+    judge: bool = True
+    """Train a small model on it and on as much real text, and compare the two."""
+    audit: bool = True
+    """Fine-tune the base model on it and look for the planted secrets there."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sampler."""
 
 
 class Recipe(Section):
@@ -662,6 +748,8 @@ class Recipe(Section):
     """Train across sites: those that data.silos deals, or real ones (see: reticent federate -h); null: no."""
     audit: Audit = Audit()
     evaluate: Evaluate = Evaluate()
+    synthetic: Synthetic | None = None
+    """Text that may be given away in place of the data; null: none."""
 
     @property
     def promises(self) -> bool:
@@ -674,6 +762,25 @@ class Recipe(Section):
         if "recall" in (self.audit.primary, *self.audit.attacks) and not self.data.calibration:
             raise ValueError(
                 "audit: recall sets texts of outsiders before a record; keep some apart with data.calibration: 0.05"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _benchmarks_have_names_of_their_own(self) -> Self:
+        names = [one.name for one in self.evaluate.benchmarks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"evaluate.benchmarks: two are called {twice[0]}; give each a name of its own, or one of them more "
+                "scorers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _synthetic_text_is_private(self) -> Self:
+        if self.synthetic is not None and not self.promises:
+            raise ValueError(
+                "synthetic: text of a model without a promise is as private as the data; say privacy: {kind: dp-sgd, "
+                "...}, or synthetic: null"
             )
         return self
 
@@ -938,32 +1045,47 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         if keys[-1] == "kind" and section.get("kind") != value:
             section.clear()
         section[keys[-1]] = value
-    if any(keys[0] in ("data", "model") for keys, _ in parsed):
+    if any(keys[0] in ("data", "model", "evaluate", "synthetic") for keys, _ in parsed):
         _resolve_paths(values, Path.cwd())  # What came from the file is absolute by now.
     return values
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the paths in ``data`` absolute, and ``model.base`` where it is plainly a path and no hub id."""
-    data, model = values.get("data"), values.get("model")
-    for section, key in paths(data):
+    """Make the recipe's paths absolute, ``model.base`` where it is plainly a path and no hub id."""
+    for section, key in paths(values):
         section[key] = str((folder / Path(section[key]).expanduser()).resolve())
+    model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith((".", "~")):
         model["base"] = str((folder / Path(model["base"]).expanduser()).resolve())
 
 
-def paths(data: Any) -> Iterator[tuple[Any, Any]]:
-    """Where paths stand in a recipe's data: the mapping or list, and its key."""
-    if not isinstance(data, dict):
-        return
-    source, scrub, benchmarks = data.get("source"), data.get("scrub"), data.get("benchmarks")
-    for one in source if isinstance(source, list) else [source]:
-        if isinstance(one, dict) and isinstance(one.get("path"), str):
-            yield one, "path"
-    if isinstance(scrub, dict) and isinstance(scrub.get("map_key"), str):
-        yield scrub, "map_key"
-    if isinstance(benchmarks, dict) and isinstance(benchmarks.get("files"), list):
-        yield from ((benchmarks["files"], i) for i, one in enumerate(benchmarks["files"]) if isinstance(one, str))
+_PATHS = (
+    ("data", "source", "path"),
+    ("data", "scrub", "map_key"),
+    ("data", "benchmarks", "files"),
+    ("evaluate", "benchmarks", "path"),
+    ("evaluate", "benchmarks", "demonstrations"),
+    ("evaluate", "questions", "path"),
+    ("synthetic", "prompts"),
+)
+
+
+def paths(values: Any) -> Iterator[tuple[Any, Any]]:
+    """Where paths stand in a recipe's values: the mapping or list, and its key."""
+    for keys in _PATHS:
+        found: list[tuple[Any, Any]] = [({"": values}, "")]
+        for key in keys:
+            below = [mapping for holder, at in found for mapping in _each(holder[at])]
+            found = [(one, key) for one in below if isinstance(one, dict) and key in one]
+        for holder, at in found:
+            if isinstance(holder[at], list):
+                yield from ((holder[at], i) for i, one in enumerate(holder[at]) if isinstance(one, str))
+            elif isinstance(holder[at], str):
+                yield holder, at
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes

@@ -9,6 +9,10 @@
     data/canaries.json           planted secrets and their twins
     data/manifest.json           counts and digests
     data/said.json               addresses and links that the models wrote in the audit: private text
+    data/answers.json            what each model answered to public questions: may hold private text
+    data/benchmarks/NAME.jsonl   what each model answered to each item of a benchmark: the same
+    data/generated/              where `reticent generate` writes if nothing else is said: the same
+    synthetic/texts.jsonl        text to give away, from the private model
     models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"; of a federation
                                  rounds/, rounds.jsonl, federation.json, sites/SITE/ (ledger.jsonl, log.jsonl, state/)
     models/shadows/NAME/         more trainings, each on half of the units: model/, ledger.jsonl, log.jsonl, checkpoint/
@@ -52,8 +56,8 @@ from reticent.tokens import Tokens
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STAGES: Final = ("prepare", "train", "audit", "evaluate", "report")
-"""In the order in which they are done."""
+STAGES: Final = ("prepare", "train", "audit", "evaluate", "synthesize", "report")
+"""In the order in which they are done; `Run.stages` leaves out what its recipe does not ask for."""
 
 RecordPart = Literal["train", "held_out", "calibration"]
 Part = Literal[RecordPart, "tokens"]
@@ -184,6 +188,11 @@ class Run:
 
     # ----------------------------------------------------------------------------------------------------- stages
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that the recipe asks for, in order."""
+        return tuple(stage for stage in STAGES if stage != "synthesize" or self.recipe.synthetic is not None)
+
     def finished(self, stage: str) -> bool:
         """Whether ``stage`` is done. `create` and `open` see to it that it was done for this recipe."""
         return self._marker(stage).exists()
@@ -223,6 +232,8 @@ class Run:
             "prepare": [self.folder / "data", self.scrub_map_path],
             "train": [self.folder / "models"],
             "audit": [self.folder / "audit", self.folder / "data" / "said.json"],
+            "evaluate": [self._answers, self.benchmarks_folder],
+            "synthesize": [self.synthetic_folder],
             "report": [self.folder / "report.html", self.folder / "report.json", self.signature_path],
         }
         return [*own.get(stage, []), self._measurements(stage), self._plots(stage)]
@@ -401,6 +412,33 @@ class Run:
         path = self.folder / "data" / "said.json"
         self._write_json(path, values)
         return path
+
+    @property
+    def _answers(self) -> Path:
+        return self.folder / "data" / "answers.json"
+
+    def write_answers(self, answers: dict[str, Any]) -> None:
+        """Store what each model answered to public questions; may hold private text."""
+        self._write_json(self._answers, answers)
+
+    def read_answers(self) -> dict[str, Any]:
+        """What `write_answers` stored; empty without it."""
+        return self._read_json(self._answers) if self._answers.exists() else {}
+
+    @property
+    def benchmarks_folder(self) -> Path:
+        """What each model answered to each item of the benchmarks. Write it inside `replacing`."""
+        return self.folder / "data" / "benchmarks"
+
+    @property
+    def generated_folder(self) -> Path:
+        """Where generated text goes if nothing else is said; it may hold private text."""
+        return self.folder / "data" / "generated"
+
+    @property
+    def synthetic_folder(self) -> Path:
+        """Text to give away. Write it inside `replacing`."""
+        return self.folder / "synthetic"
 
     def write_scores(self, table: "pa.Table") -> None:
         """Store every score of the audit."""
@@ -596,7 +634,7 @@ def _first_stage(keys: Sequence[str]) -> str:
             return "prepare"  # Units, canaries and the counts of tokens follow from all three.
         if section in ("train", "federation") or key == "audit.twin":
             return "train"
-        return section
+        return "synthesize" if section == "synthetic" else section
 
     return min(map(of, keys), key=STAGES.index)
 

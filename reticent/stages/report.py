@@ -198,7 +198,7 @@ def _source(recipe: Recipe) -> str:
 def _without_paths(recipe: Recipe) -> Recipe:
     """The recipe with file names instead of this machine's paths."""
     values = recipe.model_dump(mode="json")
-    for section, key in recipes.paths(values["data"]):
+    for section, key in recipes.paths(values):
         section[key] = Path(section[key]).name
     values["model"]["base"] = public_name(recipe.model.base)
     return recipes.from_dict(values)
