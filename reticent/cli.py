@@ -1,4 +1,4 @@
-"""The command line: each verb loads the recipe, calls the stage and shows the result. Only this module prints.
+"""The command line: each verb loads the recipe, calls the stage and shows the result. Only this and `console` print.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 stopped by an error or by Ctrl-C, 2 usage.
 Of the processes that torchrun or accelerate start, the first does the work; the others only help it to train.
@@ -7,31 +7,23 @@ Of the processes that torchrun or accelerate start, the first does the work; the
 import errno
 import os
 import tempfile
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import click
 import typer
 from typer.core import TyperGroup
 
 from reticent import __version__, recipe
+from reticent.console import MODELS, RichProgress, columns, measured, print_table
 from reticent.errors import AuditError, PrivacyError, RecipeError, ReticentError, RunError
-from reticent.measurement import Measurement
-from reticent.progress import Progress, Task
+from reticent.progress import Progress
 from reticent.recipe import Recipe
 from reticent.run import STAGES, Run, default_folder, is_run
 
-if TYPE_CHECKING:
-    from rich import progress as bars
-    from rich.table import Table
-
-_MODELS = ("base", "twin", "private")  # Columns of the table of measurements.
 _RESUME = "reticent.resume"  # Where a verb leaves what Ctrl-C should say, in click's context.
-_PLAIN_SECONDS = 10  # Between two lines of one task when progress is not drawn.
 
 
 class _Group(TyperGroup):
@@ -237,9 +229,6 @@ def doctor(target: _Target, sets: _Sets = None) -> None:
     Example:
       reticent doctor my.yaml
     """
-    from rich import box
-    from rich.table import Table
-
     from reticent.stages.doctor import implementation_checks
 
     if target.is_dir():
@@ -250,14 +239,12 @@ def doctor(target: _Target, sets: _Sets = None) -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             found = implementation_checks(Run(Path(folder), _recipe(target, sets or ())), RichProgress())
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("check", "", "measured", "bound", "what it is"):
-        table.add_column(column, overflow="fold")
+    table = columns("check", "", "measured", "bound", "what it is")
     for one in found:
         table.add_row(
             one.name, "passed" if one.passed else "FAILED", f"{one.measured:.6g}", f"{one.bound:.6g}", one.detail
         )
-    _print(table)
+    print_table(table)
     failed = [one.name for one in found if not one.passed]
     if failed:
         raise PrivacyError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}; promise nothing with it")
@@ -274,7 +261,23 @@ def evaluate(target: _Target, sets: _Sets = None, folder: _Folder = None, again:
     Example:
       reticent evaluate runs/my
     """
-    _print(_table(_work(["evaluate"], target, sets or (), folder, again).read_measurements("evaluate")))
+    print_table(measured(_work(["evaluate"], target, sets or (), folder, again).read_measurements("evaluate")))
+
+
+@app.command()
+def synthesize(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _Again = False) -> None:
+    """Sample a corpus from the private model that may be given away; filter, judge and audit it.
+
+    TARGET is a recipe file or a run folder. The recipe says what to make: synthetic: {records: 500}.
+
+    \b
+    Example:
+      reticent synthesize my.yaml -s synthetic.records=500
+    """
+    done = _work(["synthesize"], target, sets or (), folder, again)
+    found = done.read_measurements("synthesize")
+    print_table(measured(found, list(dict.fromkeys(one.model for one in found))))
+    typer.echo(f"texts: {done.synthetic_folder}")
 
 
 @app.command()
@@ -383,20 +386,15 @@ def scrub_score(
     Example:
       reticent data scrub-score notes.jsonl --recognisers clinical,spacy --each
     """
-    from rich import box
-    from rich.table import Table
-
     from reticent.stages.scrub_score import scores
 
     names = recipe.Scrub().recognisers if recognisers is None else tuple(recognisers.split(","))
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("recognisers", "measure", "share", "95 % interval", "of"):
-        table.add_column(column, overflow="fold")
+    table = columns("recognisers", "measure", "share", "95 % interval", "of")
     for combination, found in scores(file, names, each=each, progress=RichProgress()).items():
         for one in found:
             interval = "" if one.interval is None else f"{one.interval[0]:.2%} to {one.interval[1]:.2%}"
             table.add_row(combination, one.name, f"{one.value:.2%}", interval, f"{one.n:,} {one.counted}")
-    _print(table)
+    print_table(table)
 
 
 site = typer.Typer(
@@ -580,7 +578,9 @@ def show(
     )
     typer.echo(f"done       {', '.join(done) or 'nothing yet'}")
     typer.echo(f"guarantee  {_guarantee(shown)}")
-    _print_measurements(shown)
+    found = shown.read_measurements()
+    if any(one.model in MODELS for one in found):
+        print_table(measured(found))
 
 
 # -------------------------------------------------------------------------------------------------------- doing work
@@ -619,7 +619,7 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
         for stage in stages:
             if stage not in run.stages:
                 if len(stages) == 1:
-                    raise RunError(f"the recipe asks for no synthetic text; say synthetic: {{}} in {where}'s recipe")
+                    raise RunError("the recipe asks for no synthetic text; say synthetic: {records: 500} in it")
                 continue
             if run.finished(stage):
                 progress.say(f"{stage}: already done in {run.folder}; --again redoes it")
@@ -679,46 +679,14 @@ def _guarantee(run: Run) -> str:
     return f"{told}; the worst of {len(spent['sites'])} sites" if spent.get("sites") else told
 
 
-def _table(measurements: Sequence[Measurement]) -> "Table":
-    """Rows are measures, columns are models."""
-    from rich import box
-    from rich.table import Table
-
-    names = {(one.name, one.method) for one in measurements}
-    several = {name for name, _ in names if sum(other == name for other, _ in names) > 1}
-    cells: dict[str, dict[str, str]] = {}
-    for one in measurements:
-        label = f"{one.name} ({one.method})" if one.name in several else one.name
-        interval = "" if one.interval is None else f" [{one.interval[0]:.3g}, {one.interval[1]:.3g}]"
-        cells.setdefault(f"{label}, {one.unit}", {})[one.model] = f"{one.value:.3g}{interval}"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("measure", *_MODELS):
-        table.add_column(column, overflow="fold")
-    for label, row in cells.items():
-        table.add_row(label, *(row.get(model, "") for model in _MODELS))
-    return table
-
-
-def _print_measurements(run: Run) -> None:
-    """What was measured on models."""
-    found = [one for one in run.read_measurements() if one.model in _MODELS]
-    if found:
-        _print(_table(found))
-
-
 def _print_verdicts(run: Run) -> None:
     """What page 1 of the report says."""
-    from rich import box
-    from rich.table import Table
-
     from reticent.stages.report import findings
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("question", "measured", "verdict"):
-        table.add_column(column, overflow="fold")
+    table = columns("question", "measured", "verdict")
     for row in findings(run):
         table.add_row(row.text, row.measured, row.verdict.text if row.verdict else row.note)
-    _print(table)
+    print_table(table)
 
 
 def _finish(run: Run, fail_on: Literal["leak", "inconclusive"] | None, sign: Path | None) -> None:
@@ -734,97 +702,3 @@ def _finish(run: Run, fail_on: Literal["leak", "inconclusive"] | None, sign: Pat
         found = failing(run, fail_on)
         if found:
             raise AuditError("; ".join(found))
-
-
-def _print(table: "Table") -> None:
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
-
-
-class RichProgress(Progress):
-    """Bars on a terminal, now and then a line elsewhere; all on stderr."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, markup=False, highlight=False)
-        self._bars: bars.Progress | None = None
-
-    @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        """See `Progress.task`."""
-        if not self._console.is_terminal:
-            lines = _Lines(self, description, total)
-            yield lines
-            lines.end()
-            return
-        outermost = self._bars is None
-        if self._bars is None:
-            self._bars = _new_bars(self._console)
-            self._bars.start()
-        try:
-            yield _Bar(self._bars, self._bars.add_task(description, total=total, note=""))
-        finally:
-            if outermost:
-                self._bars.stop()
-                self._bars = None
-
-    def say(self, message: str) -> None:
-        """See `Progress.say`."""
-        self._console.print(message, soft_wrap=True)
-
-
-def _new_bars(console: Any) -> "bars.Progress":
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=24),
-        progress.TaskProgressColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-    )
-
-
-class _Bar(Task):
-    """A drawn task."""
-
-    def __init__(self, drawn: "bars.Progress", task: "bars.TaskID") -> None:
-        self._drawn, self._task = drawn, task
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._drawn.update(self._task, advance=amount, note=note)
-
-
-class _Lines(Task):
-    """A task told in lines, for logs."""
-
-    def __init__(self, progress: RichProgress, description: str, total: float) -> None:
-        self._progress, self._description, self._total = progress, description, total
-        self._done, self._note = 0.0, ""
-        self._began = self._told = time.monotonic()
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._done, self._note = self._done + amount, note
-        now = time.monotonic()
-        if now - self._told >= _PLAIN_SECONDS:
-            self._told = now
-            left = (now - self._began) * max(self._total - self._done, 0) / max(self._done, 1e-9)
-            share = self._done / self._total if self._total else 1
-            far = (
-                f"{share:.0%}, {left:.0f} s left" if self._done and self._total else f"{now - self._began:.0f} s"
-            )  # of an unknown whole
-            self._progress.say(f"{self._description}: {far}{self._noted()}")
-
-    def end(self) -> None:
-        """Say that the task is done."""
-        self._progress.say(f"{self._description}: done in {time.monotonic() - self._began:.0f} s{self._noted()}")
-
-    def _noted(self) -> str:
-        return f", {self._note}" if self._note else ""

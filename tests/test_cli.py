@@ -7,10 +7,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from reticent import cli
+from reticent import cli, console
 from reticent.errors import DataError
 from reticent.measurement import Measurement
 from reticent.run import STAGES, Run
+
+
+ASKED = [stage for stage in STAGES if stage != "synthesize"]  # of a recipe without synthetic text
 
 
 def measured(name: str, model: str, value: float, interval: tuple[float, float] | None = None) -> Measurement:
@@ -88,7 +91,7 @@ def test_check_prints_the_plan_and_makes_nothing(my):
 
 def test_run_does_all_stages_and_shows_the_table_and_the_report(my):
     out = call("run", "my.yaml").stdout
-    assert my.ran == list(STAGES)
+    assert my.ran == ASKED
     assert ["question", "measured", "verdict"] in [line.split() for line in out.splitlines()]
     assert "Prediction of new text" in out
     assert "report: runs/my/report.html" in out
@@ -100,10 +103,16 @@ def test_a_finished_stage_is_skipped_and_again_redoes_it_and_later_ones(my):
     told = call("train", "runs/my").stderr
     assert "train: already done in runs/my; --again redoes it" in told
     call("train", "my.yaml", "--again")
-    assert my.ran == [*STAGES, "train"]
+    assert my.ran == [*ASKED, "train"]
     assert not Run.open(Path("runs/my")).finished("audit")
     call("run", "my.yaml")
-    assert my.ran == [*STAGES, "train", "audit", "evaluate", "report"]
+    assert my.ran == [*ASKED, "train", "audit", "evaluate", "report"]
+
+
+def test_synthetic_text_is_made_where_the_recipe_asks_for_it(my):
+    call("run", "my.yaml", "-s", "synthetic.records=5")
+    assert my.ran == list(STAGES)
+    assert "the recipe asks for no synthetic text" in call("synthesize", "my.yaml", "--run", "other", code=1).stderr
 
 
 def test_a_stage_whose_earlier_stage_is_missing_says_which(my):
@@ -182,7 +191,7 @@ def test_show_tells_a_run_in_short(my):
 def test_progress_without_a_terminal_is_a_few_plain_lines(my, monkeypatch):
     told = call("prepare", "my.yaml").stderr
     assert told == "work on prepare: done in 0 s, loss 1.5\n"
-    monkeypatch.setattr(cli, "_PLAIN_SECONDS", 0)
+    monkeypatch.setattr(console, "_PLAIN_SECONDS", 0)
     told = call("train", "my.yaml").stderr
     assert "work on train: 50%, 0 s left, loss 2.5\n" in told
 
@@ -190,7 +199,7 @@ def test_progress_without_a_terminal_is_a_few_plain_lines(my, monkeypatch):
 def test_progress_on_a_terminal_draws_bars(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    progress = cli.RichProgress()
+    progress = console.RichProgress()
     with progress.task("outer", total=1) as outer, progress.task("inner", total=2) as inner:
         inner.advance(2, note="loss [2.5]")
         outer.advance()
@@ -205,7 +214,7 @@ def test_methods_of_one_measure_get_rows_of_their_own():
     import dataclasses
 
     one = measured("auc", "twin", 0.5)
-    table = cli._table([dataclasses.replace(one, method=method) for method in ("loss", "min-k")])
+    table = console.measured([dataclasses.replace(one, method=method) for method in ("loss", "min-k")])
     assert list(table.columns[0].cells) == ["auc (loss), bits", "auc (min-k), bits"]
 
 
