@@ -198,12 +198,16 @@ def medmcqa(asked: Query) -> Iterator[Record]:
     if base not in (None, 0, 1):
         raise DataError(f"{asked.data.name}: label_base is 0 (the hub's copy) or 1 (the original files), got {base!r}")
     if base is None:
-        base, source = (0, source) if asked.path is None else _label_base(source, asked.data.name)
+        base, source = (0, source) if asked.path is None else label_base(source, asked.data.name)
     return rendered(source, lambda row, asked: _medmcqa_item(row, asked, base), asked)
 
 
-def _label_base(source: Iterator[Row], name: str) -> tuple[int, Iterator[Row]]:
-    """Whether labels count from 0 or from 1, as the first 0 or 4 among them tells; and the rows again."""
+def label_base(source: Iterator[Row], name: str) -> tuple[int, Iterator[Row]]:
+    """Whether MedMCQA's labels count from 0 or from 1, as the first 0 or 4 among them tells; and the rows again.
+
+    Raises:
+        DataError: None of the first 10,000 tells.
+    """
     seen = []
     for row in islice(source, LOOK_AHEAD):
         seen.append(row)
@@ -256,24 +260,29 @@ def _with_options(question: str, listed: str) -> str:
 
 def mmlu(asked: Query) -> Iterator[Record]:
     """{question, choices, answer} of the hub, subject by subject; or the csv files without header, a subject each."""
+    return rendered(islice(mmlu_rows(asked), asked.limit), _mmlu_item, asked)
+
+
+def mmlu_rows(asked: Query) -> Iterator[Row]:
+    """The rows of MMLU's medical subjects on the hub, or all of the files that were given."""
     if asked.path is not None:
-        source = source_rows(asked, reading=Reading(columns=("question", *"ABCD", "answer")))
-    else:
-        assert asked.data.hub is not None
-        split = asked.split or asked.data.default_split
-        source = chain.from_iterable(
-            (
-                row._replace(file=f"{row.file}/{subject}/{split}")
-                for row in hub_rows(asked.data.hub, config=subject, split=split)
-            )
-            for subject in MMLU_SUBJECTS
-        )
-    return rendered(islice(source, asked.limit), _mmlu_item, asked)
+        return source_rows(asked, reading=Reading(columns=("question", *"ABCD", "answer")))
+    hub, split = asked.data.hub, asked.split or asked.data.default_split
+    assert hub is not None
+    return chain.from_iterable(
+        (row._replace(file=f"{row.file}/{subject}/{split}") for row in hub_rows(hub, config=subject, split=split))
+        for subject in MMLU_SUBJECTS
+    )
+
+
+def mmlu_subject(row: Row) -> str | None:
+    """The subject of a row of MMLU: its field, or as its csv file is called."""
+    subject = row.values.get("subject") or SUBJECT_FILE.fullmatch(row.file.rsplit("/")[-1])
+    return subject if subject is None or isinstance(subject, str) else subject[1]
 
 
 def _mmlu_item(row: Row, asked: Query) -> Item | None:
-    subject = row.values.get("subject") or SUBJECT_FILE.fullmatch(row.file.rsplit("/")[-1])
-    subject = subject if subject is None or isinstance(subject, str) else subject[1]
+    subject = mmlu_subject(row)
     if subject is not None and subject not in MMLU_SUBJECTS:
         asked.counts["other subject"] += 1
         return None
@@ -321,11 +330,15 @@ def _pmid(row: Row) -> str:
 
 def pubmedqa_labelled(asked: Query) -> Iterator[Record]:
     """The rows of the experts, by their official split."""
-    return rendered(islice(_labelled_rows(asked), asked.limit), _pubmedqa_item, asked)
+    return rendered(islice(labelled_rows(asked), asked.limit), _pubmedqa_item, asked)
 
 
-def _labelled_rows(asked: Query) -> Iterator[Row]:
-    """The official split of the 1,000 labelled rows; they are few, so they are held."""
+def labelled_rows(asked: Query) -> Iterator[Row]:
+    """The official split of PubMedQA's 1,000 labelled rows; they are few, so they are held.
+
+    Raises:
+        DataError: In the stream: there are more or fewer.
+    """
     source = source_rows(asked, whole=True)
     if asked.split == "all":
         yield from source
