@@ -39,29 +39,59 @@ class Segment(NamedTuple):
     mask: torch.Tensor | None = None
 
 
+class Beginning:
+    """Keys and values, layer by layer, of ``tokens`` tokens that stand before every segment of later rows."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.layers: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}  # (tokens, heads, dim) each
+
+    def first(self, tokens: int) -> "Beginning":
+        """Only the first ``tokens`` of it."""
+        cut = Beginning()
+        cut.tokens = tokens
+        cut.layers = {layer: (key[:tokens], value[:tokens]) for layer, (key, value) in self.layers.items()}
+        return cut
+
+    def add(self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
+        """What ``layer`` made of the tokens."""
+        if layer in self.layers:
+            raise ModelError(
+                f"{type(layer).__name__} attends twice in one pass, which shared beginnings do not support"
+            )
+        self.tokens, self.layers[layer] = len(key), (key, value)
+
+
 @dataclass
 class _Row:
     """The segments of the row being read, and whether any layer asked for them."""
 
     parts: Sequence[Segment]
+    after: Beginning | None = None
+    into: Beginning | None = None
     asked: bool = False
     layouts: "dict[tuple[int | None, torch.device], _Layout]" = field(default_factory=dict)
     bounds: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest segment."""
-        return max(end - start for start, end, _ in self.parts)
+        """Tokens of the longest segment, with what stands before it."""
+        return self.before + max(end - start for start, end, _ in self.parts)
+
+    @property
+    def before(self) -> int:
+        """Tokens before each segment."""
+        return 0 if self.after is None else self.after.tokens
 
     @cached_property
     def causal(self) -> bool:
-        """Whether no segment has a mask."""
-        return all(mask is None for _, _, mask in self.parts)
+        """Whether no segment has a mask or anything before it."""
+        return self.after is None and all(mask is None for _, _, mask in self.parts)
 
     def layout(self, window: int | None, device: torch.device) -> "_Layout":
         """How the segments are batched, the same for all layers with this attention window."""
         if (window, device) not in self.layouts:
-            self.layouts[window, device] = _layout(self.parts, window, device)
+            self.layouts[window, device] = _layout(self.parts, self.before, window, device)
         return self.layouts[window, device]
 
     def bound(self, device: torch.device) -> torch.Tensor:
@@ -78,14 +108,18 @@ _reading = threading.RLock()
 
 
 @contextmanager
-def segments(parts: Sequence[Segment]) -> Iterator[None]:
+def segments(
+    parts: Sequence[Segment], *, after: Beginning | None = None, into: Beginning | None = None
+) -> Iterator[None]:
     """Within the block, a row of a model prepared by `use_segments` consists of these segments.
+
+    ``after``: what stands before each of them, read earlier; ``into`` takes up the row, one causal segment, as such.
 
     Raises:
         ModelError: the block ended and no attention layer asked for them.
     """
     global _row
-    row = _Row(parts)
+    row = _Row(parts, after, into)
     with _reading:
         before, _row = _row, row
         try:
@@ -176,11 +210,18 @@ def _attend(
     if rest.get("softcap") is not None or rest.get("s_aux") is not None:
         raise ModelError(f"{type(module).__name__} changes attention scores in a way packed rows do not support")
     window = sliding_window if sliding_window is not None and sliding_window < row.longest else None
+    if window is not None and row.after is not None:
+        raise ModelError(f"a shared beginning and a segment are longer than the attention window {window}")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, dim)
+    if row.into is not None:
+        row.into.add(module, k, v)
     if varlen := _kernel(q, v, row, window, dropout):
         return _flash(varlen, q, k, v, row, window, scaling)[None], None
     layout = row.layout(window, query.device)
-    padded = [_take(x, layout.take, layout.back).split(layout.sizes) for x in (q, k, v)]
+    if row.after is None:
+        padded = [_take(x, layout.take, layout.back).split(layout.sizes) for x in (q, k, v)]
+    else:
+        padded = [q[layout.take].split(layout.sizes), *_behind(row.after.layers[module], (k, v), layout)]
     out = []
     for (count, mask), q, k, v in zip(layout.groups, *padded, strict=True):
         q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))  # (records, heads, tokens, dim)
@@ -267,7 +308,8 @@ class _Layout(NamedTuple):
     """Segments of like length, padded to batches. Padding repeats a segment's last token, behind all that see it.
 
     ``take``: for each place of the padded batches its token in the row; ``back``: for each token of the row its place.
-    ``sizes``: places of each batch; ``groups``: its number of segments and its mask, None for causal.
+    ``sizes``: places of each batch; ``groups``: its number of segments and its mask, None for causal. Where ``before``
+    tokens stand before each segment, masks have as many columns in front, seen by all.
     """
 
     take: torch.Tensor
@@ -276,7 +318,20 @@ class _Layout(NamedTuple):
     groups: list[tuple[int, torch.Tensor | None]]
 
 
-def _layout(parts: Sequence[Segment], window: int | None, device: torch.device) -> _Layout:
+def _behind(
+    first: tuple[torch.Tensor, torch.Tensor], own: tuple[torch.Tensor, torch.Tensor], layout: _Layout
+) -> list[list[torch.Tensor]]:
+    """Keys, then values, of each batch: for each segment those of the beginning, then its own."""
+    return [
+        [
+            torch.cat([before.expand(count, -1, -1, -1), x[take].unflatten(0, (count, -1))], 1).flatten(0, 1)
+            for (count, _), take in zip(layout.groups, layout.take.split(layout.sizes), strict=True)
+        ]
+        for before, x in zip(first, own, strict=True)
+    ]
+
+
+def _layout(parts: Sequence[Segment], before: int, window: int | None, device: torch.device) -> _Layout:
     take, sizes, groups = [], [], []
     back = torch.empty(parts[-1].end, dtype=torch.long)
     filled = 0
@@ -287,7 +342,7 @@ def _layout(parts: Sequence[Segment], window: int | None, device: torch.device) 
             back[start:end] = filled + torch.arange(end - start)
             filled += longest
         sizes.append(longest * len(members))
-        groups.append((len(members), _masks(members, longest, window, device)))
+        groups.append((len(members), _widened(_masks(members, longest, window, device), before, longest, device)))
     return _Layout(torch.cat(take).to(device), back.to(device), sizes, groups)
 
 
@@ -319,6 +374,15 @@ def _masks(members: Sequence[Segment], longest: int, window: int | None, device:
     if narrow is not None:
         masks &= distance < narrow
     return masks[:, None]
+
+
+def _widened(mask: torch.Tensor | None, before: int, longest: int, device: torch.device) -> torch.Tensor | None:
+    """``mask`` with ``before`` columns in front that all see."""
+    if before == 0:
+        return mask
+    if mask is None:
+        mask = torch.ones(1, 1, longest, longest, dtype=torch.bool, device=device).tril()
+    return torch.cat([mask.new_ones(*mask.shape[:3], before), mask], 3)
 
 
 class _Take(torch.autograd.Function):

@@ -258,3 +258,120 @@ def test_a_record_of_which_nothing_is_trained_has_no_scores(tiny):
     assert len(first.logp) == len(first.mean) == 0 and len(second.logp) == 1
     (alone,) = CausalModel(tiny.model()).log_probs([empty], vocabulary=True)
     assert len(alone.logp) == len(alone.deviation) == 0
+
+
+# --- shared beginnings ---
+
+
+def _record(ids, prompt):
+    return Tokens(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= prompt)
+
+
+def _begun(rng, count=8):
+    """Records whose prompts share 40 tokens, some 60; two of them twice with other completions; and a text alone."""
+    first, more = rng.integers(2, 60, 40).tolist(), rng.integers(2, 60, 20).tolist()
+    prompts = [first + (more if n % 3 else []) + rng.integers(2, 60, n % 4).tolist() for n in range(count)]
+    records = [_record(p + rng.integers(2, 60, n).tolist(), len(p)) for p in prompts for n in (1, 3, 2)]
+    records += [_record([*first, 5, 6], 38), _record([*first[:39], 7, 7], 40), _record(first, 1)]
+    records += [_record([*first, *more[:9], 7, 8, 9], 41)]
+    return [records[i] for i in rng.permutation(len(records))]
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Beginnings are shared where anything at all is saved; returns the shared ones' tokens, as they are read."""
+    monkeypatch.setattr(language_model, "_SAVED", 1)
+    monkeypatch.setattr(language_model, "_SIDE", 6)
+    read = []
+    known = CausalModel._known
+
+    def noted(self, ids, before):
+        found = known(self, ids, before)
+        read.append(len(found.ids))
+        return found
+
+    monkeypatch.setattr(CausalModel, "_known", noted)
+    return read
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_tokens", [1, 20, 2048])
+def test_prompts_that_begin_alike_are_scored_as_by_plain_forward_passes(tiny, family, max_tokens, eager):
+    model, records = tiny.model(family), _begun(np.random.default_rng(4))
+    for scores, record in zip(
+        CausalModel(model, max_tokens=max_tokens).log_probs(records, vocabulary=True), records, strict=True
+    ):
+        logp, hit = _slow(tiny, model, record)
+        np.testing.assert_allclose(scores.logp, logp, rtol=0, atol=2e-5)
+        assert scores.hit.tolist() == hit.tolist() and len(scores.mean) == len(logp)
+    assert eager
+
+
+def test_a_beginning_in_several_blocks_is_read_once(tiny, eager, monkeypatch):
+    monkeypatch.setattr(language_model, "_BLOCK", 300)
+    model, first = tiny.model(), np.random.default_rng(5).integers(2, 60, 40).tolist()
+    records = [_record([*first, 2 + n % 50, 5 + n % 7, 9], 41) for n in range(30)]
+    read = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    found = CausalModel(model).log_probs(records)
+    assert read.count(40) == 1 and sum(read) <= 40 + 30 * 2
+    for scores, record in zip(found, records, strict=True):
+        np.testing.assert_allclose(scores.logp, _slow(tiny, model, record)[0], rtol=0, atol=2e-5)
+
+
+def test_a_longer_beginning_read_before_serves_a_shorter_one(tiny, eager, monkeypatch):
+    monkeypatch.setattr(language_model, "_BLOCK", 200)
+    model, first = tiny.model(), np.random.default_rng(6).integers(2, 60, 44).tolist()
+    records = [_record([*first, 2 + n, 9], 45) for n in range(4)]
+    records += [_record([*first[:40], 2 + n, 9], 41) for n in range(4)]
+    found = CausalModel(model).log_probs(records)
+    assert eager == [44, 40]
+    for scores, record in zip(found, records, strict=True):
+        np.testing.assert_allclose(scores.logp, _slow(tiny, model, record)[0], rtol=0, atol=2e-5)
+
+
+def test_a_model_with_a_short_window_shares_no_beginning(tiny, eager):
+    model, first = tiny.model("mistral"), np.random.default_rng(7).integers(2, 60, 40).tolist()
+    records = [_record([*first, 2 + n, 9], 41) for n in range(4)]
+    for scores, record in zip(CausalModel(model).log_probs(records), records, strict=True):
+        np.testing.assert_allclose(scores.logp, _slow(tiny, model, record)[0], rtol=0, atol=2e-5)
+    assert not eager
+
+
+def test_the_memory_of_a_beginning_has_a_bound(tiny, eager, monkeypatch):
+    monkeypatch.setattr(language_model, "_KEPT", 2 * 2 * 2 * 8 * 4 * 35)  # keys and values, layers, heads, dim, bytes
+    model, records = tiny.model(), _begun(np.random.default_rng(8))
+    for scores, record in zip(CausalModel(model).log_probs(records), records, strict=True):
+        np.testing.assert_allclose(scores.logp, _slow(tiny, model, record)[0], rtol=0, atol=2e-5)
+    assert set(eager) == {35}
+
+
+@pytest.mark.parametrize(
+    ("common", "expected"),
+    [
+        ([], []),
+        ([40] * 5, []),  # too little is saved
+        ([600], [(0, 2, 600)]),
+        ([0, 600, 600, 0], [(1, 4, 600)]),
+        ([50] * 9 + [700] * 2 + [50] * 9, [(9, 12, 700)]),
+        ([100] * 19 + [300] * 2 + [100] * 9, [(0, 31, 100)]),
+        ([700, 50, 700, 50, 700], [(0, 2, 700), (2, 4, 700), (4, 6, 700)]),
+        (list(range(40, 400)), [(180, 361, 220)]),
+    ],
+)
+def test_what_is_shared_saves_the_most(common, expected):
+    found = language_model._ranges(common, np.arange(len(common) + 2) * 8)
+    if len(common) > 100:
+        best = max(((len(common) - n) * common[n], n) for n in range(len(common)))
+        assert [(first, tokens) for first, _, tokens in found] == [(best[1], common[best[1]])]
+    else:
+        assert found == expected
+
+
+def test_texts_with_nothing_in_common_are_read_as_before(tiny, eager):
+    rng, model = np.random.default_rng(9), tiny.model()
+    records = [_record(rng.integers(2, 60, 50).tolist(), 45) for _ in range(20)]
+    read = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    CausalModel(model).log_probs(records)
+    assert read == [20 * 49] and not eager
