@@ -1,5 +1,6 @@
 """What is trained: LoRA adapters (PEFT) or every weight; saved and loaded strictly."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ def save(model: PreTrainedModel | PeftModel, folder: Path, *, base: str) -> None
             config.base_model_name_or_path = base
         # Without False, peft asks the hub whether the vocabulary grew.
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's own: it says where the base lies on this machine
         return
     model.save_pretrained(str(folder))
 
@@ -84,10 +86,11 @@ def load_trained(base: str, folder: Path, *, dtype: str = "float32", merge: bool
     the weights.
 
     Raises:
-        ModelError: ``folder`` does not hold it.
+        ModelError: ``folder`` does not hold it, or holds an adapter of another model than ``base``.
     """
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         return load(str(folder), dtype=dtype, tokenizer=base)
+    _refuse_other_base(base, folder)
     loaded = load(base, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -102,3 +105,29 @@ def load_trained(base: str, folder: Path, *, dtype: str = "float32", merge: bool
     if merge:
         return Loaded(model.merge_and_unload().eval(), loaded.tokenizer)
     return Loaded(model.eval(), loaded.tokenizer)  # type: ignore[arg-type]  # PeftModel forwards everything to the model
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether ``folder`` holds an adapter; otherwise whole weights."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def _refuse_other_base(base: str, folder: Path) -> None:
+    """An adapter loads on any model of the same shape, and gives nonsense there."""
+    try:
+        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"{folder / 'adapter_config.json'} cannot be read or does not name its base model. Train the adapter "
+            "again, or put the file back."
+        ) from None
+    if named is not None and _last(str(named)) != _last(base):
+        raise ModelError(
+            f"the adapter in {folder} was trained on {named}, and model.base is {base}. Set model.base to {named}, or "
+            "train an adapter of this base."
+        )
+
+
+def _last(base: str) -> str:
+    """A model without where it lies on a machine: `save` is told no more of a local folder than its name."""
+    return Path(base).name if Path(base).is_absolute() else base

@@ -99,6 +99,34 @@ def test_an_adapter_without_its_weights_is_refused(base, tmp_path):
         adapter.load_trained(base, tmp_path / "trained", dtype="float32")
 
 
+def test_an_adapter_for_another_base_is_refused_and_both_are_named(base, tmp_path):
+    adapter.save(_lora(load(base).model), tmp_path / "trained", base="somebody/other-7b")
+    with pytest.raises(
+        ModelError, match=r"was trained on somebody/other-7b, and model.base is .*/base\. Set model.base"
+    ):
+        adapter.load_trained(base, tmp_path / "trained")
+
+
+def test_a_base_that_has_moved_is_the_same_base(base, tmp_path):
+    """Of a local folder an adapter knows the name alone."""
+    adapter.save(_lora(load(base).model), tmp_path / "trained", base="/elsewhere/base")
+    assert adapter.load_trained(base, tmp_path / "trained").tokenizer.encode("3 5") == [3, 5]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"r": 2}'])
+def test_an_adapter_that_names_no_base_is_refused(base, tmp_path, text):
+    adapter.save(_lora(load(base).model), tmp_path / "trained", base="base")
+    (tmp_path / "trained" / "adapter_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"adapter_config.json cannot be read or does not name its base model"):
+        adapter.load_trained(base, tmp_path / "trained")
+
+
+def test_what_is_saved_does_not_say_where_the_base_lies(base, tmp_path):
+    adapter.save(_lora(load(base).model), tmp_path / "trained", base="base")
+    texts = [path.read_bytes() for path in (tmp_path / "trained").iterdir()]
+    assert texts and not any(base.encode() in text for text in texts)
+
+
 @pytest.mark.parametrize("targets", [["qq_proj"], "no-such-layer"])
 def test_targets_that_fit_nothing_are_refused(base, targets):
     with pytest.raises(ModelError, match=r"model.adapter.targets .* fit no linear layer of LlamaForCausalLM"):
