@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import typer
@@ -22,6 +22,9 @@ from reticent.errors import AuditError, PrivacyError, RecipeError, ReticentError
 from reticent.progress import Progress
 from reticent.recipe import Recipe
 from reticent.run import STAGES, Run, default_folder, is_run
+
+if TYPE_CHECKING:
+    from reticent.reports.comparison import Cell
 
 _RESUME = "reticent.resume"  # Where a verb leaves what Ctrl-C should say, in click's context.
 
@@ -164,9 +167,7 @@ def check(target: _Target, sets: _Sets = None) -> None:
     from reticent.stages.check import check as plan
 
     rows = plan(_recipe(target, sets or ()))
-    width = max((len(label) for label, _ in rows), default=0)
-    for label, value in rows:
-        typer.echo(f"{label:<{width}}  {value}")
+    _print_rows(rows)
 
 
 @app.command()
@@ -192,7 +193,9 @@ def train(target: _Target, sets: _Sets = None, folder: _Folder = None, again: _A
     Example:
       reticent train runs/my -s train.steps=500 --again
     """
-    typer.echo(_guarantee(_work(["train"], target, sets or (), folder, again)))
+    done = _work(["train"], target, sets or (), folder, again)
+    typer.echo(_guarantee(done))
+    _print_example(done)
 
 
 @app.command()
@@ -317,6 +320,7 @@ def run_(
     done = _work(STAGES, target, sets or (), folder, again)
     _print_verdicts(done)
     typer.echo(_guarantee(done))
+    _print_example(done)
     typer.echo(f"report: {done.report_path}")
     _finish(done, fail_on, sign)
 
@@ -361,9 +365,7 @@ def show_data(name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)])
     from reticent.data import catalog
 
     rows = catalog.describe(name)
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        typer.echo(f"{label:<{width}}  {value}")
+    _print_rows(rows)
 
 
 @data.command("scrub-score")
@@ -431,9 +433,7 @@ def site_init(
     with run.lock():
         card = stage.init(run, name, RichProgress())
         rows = stage.promise(run)
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        typer.echo(f"{label:<{width}}  {value}")
+    _print_rows(rows)
     typer.echo(f"send {card} to the coordinator; when the invitation comes: reticent site start {run.folder} FILE")
 
 
@@ -545,23 +545,241 @@ def federate(
     typer.echo(f"report: {run.report_path}")
 
 
+_Trained = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
+_Model = Annotated[
+    Literal["base", "twin", "private"] | None,
+    typer.Option("--model", help="Left out: the private one, or the twin where there is no other."),
+]
+_MaxNew = Annotated[int, typer.Option("--max-new-tokens", help="Tokens of a text, at most.", min=1)]
+_MinNew = Annotated[int, typer.Option("--min-new-tokens", help="Tokens before a text may end.", min=0)]
+_Greedy = Annotated[bool, typer.Option("--greedy", help="The likeliest token each time, nothing drawn.")]
+_Temperature = Annotated[float, typer.Option("--temperature", help="Below 1: likelier tokens; above: rarer ones.")]
+_TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", help="Draw among so many likeliest tokens; 0: all, and not sent to a server.", min=0),
+]
+_TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the likeliest tokens of this probability.")]
+_Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1: what was said is said less again.")]
+_Seed = Annotated[int, typer.Option("--seed", help="Same seed, same texts.", min=0)]
+_Stop = Annotated[list[str] | None, typer.Option("--stop", help="End a text before this; may be given again.")]
+
+
+@app.command()
+def generate(
+    folder: _Trained,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts: .jsonl, or .txt with one a line.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "held_out", "calibration"] | None,
+        typer.Option("--split", help="The prompts of the run's own records; they are private."),
+    ] = None,
+    model: _Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write here, not into the run's data.")
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "text"], typer.Option("--format", help="jsonl, or text: Generated: before each.")
+    ] = "jsonl",
+    copies: Annotated[int, typer.Option("--copies", help="Texts of each prompt.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most this many prompts.", min=1)] = None,
+    max_new_tokens: _MaxNew = 256,
+    min_new_tokens: _MinNew = 0,
+    greedy: _Greedy = False,
+    temperature: _Temperature = 1.0,
+    top_k: _TopK = 50,
+    top_p: _TopP = None,
+    repetition_penalty: _Penalty = 1.0,
+    seed: _Seed = 0,
+    stop: _Stop = None,
+    batch: Annotated[int, typer.Option("--batch", help="Texts, or requests, at once.", min=1)] = 16,
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="Ask an OpenAI-compatible server (vLLM, ...) instead.")
+    ] = None,
+    server_model: Annotated[
+        str | None, typer.Option("--server-model", metavar="NAME", help="The model's name there.")
+    ] = None,
+) -> None:
+    """Write texts with a model of a run.
+
+    RUN is a run folder. Without --prompts or --split the model begins by itself. A line of a .txt file may say how many
+    texts of it are wanted: instruction #### 5. The same command goes on with a file that was stopped. Prompts of the
+    run's records are never sent to another machine. A server's key is read from RETICENT_SERVER_KEY.
+
+    \b
+    Example:
+      reticent generate runs/my --prompts questions.txt --max-new-tokens 100
+    """
+    from reticent.stages.generate import Asked
+    from reticent.stages.generate import generate as write
+
+    asked = Asked(
+        model=model,
+        prompts=prompts,
+        split=split,
+        limit=limit,
+        copies=copies,
+        out=out,
+        format=format,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        greedy=greedy,
+        temperature=temperature,
+        top_k=top_k or None,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        batch=batch,
+        server=server,
+        server_model=server_model,
+    )
+    run = Run.open(folder)
+    with run.lock():
+        typer.echo(f"texts: {write(run, asked, RichProgress())}")
+
+
+@app.command()
+def chat(
+    folder: _Trained,
+    model: _Model = None,
+    max_new_tokens: _MaxNew = 256,
+    greedy: _Greedy = False,
+    temperature: _Temperature = 0.7,
+    top_k: _TopK = 50,
+    top_p: _TopP = None,
+    repetition_penalty: _Penalty = 1.1,
+    seed: _Seed = 0,
+    stop: _Stop = None,
+) -> None:
+    """Talk to a model of a run.
+
+    RUN is a run folder. An empty line or Ctrl-D ends it, /forget begins anew. Nothing is kept.
+
+    \b
+    Example:
+      reticent chat runs/my --model base
+    """
+    from reticent.stages.chat import Chat
+    from reticent.stages.generate import Asked
+
+    asked = Asked(
+        model=model,
+        max_new_tokens=max_new_tokens,
+        greedy=greedy,
+        temperature=temperature,
+        top_k=top_k or None,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    talk = Chat.open(Run.open(folder), asked, RichProgress())
+    for line in iter(_typed, ""):
+        if line == "/forget":
+            talk.forget()
+            continue
+        try:
+            for piece in talk.reply(line):
+                typer.echo(piece, nl=False)
+            typer.echo()
+        except RecipeError as error:  # this message alone
+            typer.echo(f"error: {error}", err=True)
+
+
+def _typed() -> str:
+    """A line from the terminal or a pipe; empty at its end."""
+    try:
+        return input("> " if os.isatty(0) else "").strip()
+    except EOFError:
+        return ""
+
+
+@app.command()
+def export(
+    folder: _Trained,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder.")],
+    model: Annotated[
+        Literal["private", "twin"],
+        typer.Option("--model", help="The twin promises nothing; its card says so, and it is never pushed."),
+    ] = "private",
+    kind: Annotated[
+        Literal["adapter", "merged"] | None,
+        typer.Option("--kind", help="For PEFT, or whole weights. Left out: the adapter where there is one."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Then upload it to this hub repository, private.")
+    ] = None,
+) -> None:
+    """Write a trained model for others to load, with a model card, and check what was written.
+
+    RUN is a run folder. What is written is loaded again without reticent, and compared with the run's model: its
+    scores, and perplexity on held-out records. For GGUF, export --kind merged, then llama.cpp's convert_hf_to_gguf.py.
+
+    \b
+    Example:
+      reticent export runs/my --to my-model --kind merged
+    """
+    from reticent.stages.export import export as write
+
+    run = Run.open(folder)
+    with run.lock():
+        _print_rows(write(run, to, model=model, kind=kind, push=push, progress=RichProgress()))
+
+
+@app.command()
+def harness(
+    folder: _Trained,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", hidden=True)],
+    model: _Model = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="Solved examples; left out: the task's own.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most this many items of each task.", min=1)] = None,
+    include: Annotated[
+        Path | None, typer.Option("--include", metavar="FOLDER", help="A folder with tasks of yours (.yaml).")
+    ] = None,
+) -> None:
+    """Run tasks of the lm-evaluation-harness on a model of a run.
+
+    RUN is a run folder, each TASK one that lm-eval knows. Needs: pip install 'reticent[lm-eval]'
+
+    \b
+    Example:
+      reticent harness runs/my pubmedqa medmcqa --limit 200
+    """
+    from reticent.stages.harness import harness as ask
+
+    run = Run.open(folder)
+    name = model or ("private" if run.recipe.promises else "twin")
+    found = ask(run, tasks, model=name, shots=shots, limit=limit, include=include, progress=RichProgress())
+    print_table(measured(found, [name]))
+
+
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
     verify: Annotated[bool, typer.Option("--verify", help="Check the signature over the report and the run.")] = False,
     key: Annotated[
         Path | None, typer.Option("--key", metavar="FILE", help="The public key that must have signed it.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the comparison of several runs as a page.")
+    ] = None,
 ) -> None:
-    """Show what a run asked, did, promises and measured.
+    """Show what a run asked, did, promises and measured; or compare several.
 
-    RUN is a run folder. With --verify every signed file is compared with its digest.
+    RUN... are run folders. Of several, all models stand side by side: measures, and answers to the same questions,
+    which may hold private text where a model promises nothing. With --verify every signed file of one run is compared
+    with its digest.
 
     \b
     Example:
       reticent show runs/my --verify --key officer.pub
+      reticent show runs/centralised runs/federated --html comparison.html
     """
-    shown = Run.open(folder)
+    if len(folders) > 1 or html is not None:
+        _compare([Run.open(folder) for folder in folders], html)
+        return
+    shown = Run.open(folders[0])
     if verify or key is not None:
         from reticent.stages.signing import verify as check_signature
 
@@ -677,6 +895,66 @@ def _guarantee(run: Run) -> str:
     spent = run.facts("train")["guarantee"]
     told = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}, per {spent['unit']}, {spent['relation']}"
     return f"{told}; the worst of {len(spent['sites'])} sites" if spent.get("sites") else told
+
+
+def _print_example(run: Run) -> None:
+    """A text of the private model, to see what came of the training."""
+    if run.recipe.promises and not run.is_site():
+        from reticent.stages.generate import example
+
+        if (text := example(run)) is not None:
+            typer.echo(f"a text of it: {text.strip()!r}")  # quoted: it may hold anything
+
+
+def _compare(runs: Sequence[Run], html: Path | None) -> None:
+    """All models of several runs: measures, tests on the same items, answers to the same questions."""
+    from reticent.stages.compare import compare
+
+    found = compare(runs, withheld=False)  # to whoever can read the runs
+    shown = found["columns"]
+    names = [f"{number}" for number in range(1, len(shown) + 1)]
+    _print_rows([(name, f"{one['what']} ({one['run']})") for name, one in zip(names, shown, strict=True)])
+    table = columns("measure", *names)
+    for row in found["rows"]:
+        table.add_row(f"{row['measure']}, {row['unit']}", *map(_cell, row["cells"]))
+    print_table(table)
+    if found["paired"]:
+        table = columns("the same items", "models", "items", "only the first right", "only the second", "p (McNemar)")
+        for pair in found["paired"]:
+            table.add_row(
+                f"{pair['benchmark']}, {pair['scorer']}",
+                f"{names[pair['one']]}, {names[pair['other']]}",
+                *(f"{pair[key]}" for key in ("items", "only_one", "only_other")),
+                f"{pair['p_value']:.2g}",
+            )
+        print_table(table)
+    for asked in found["answers"]:
+        table = columns("model", asked["question"])
+        for name, answer in zip(names, asked["answers"], strict=True):
+            if answer is not None:
+                table.add_row(name, answer)
+        print_table(table)
+    if html is not None:
+        from reticent.reports.comparison import render
+
+        try:
+            html.write_text(render(compare(runs)), encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write {html}: {error.strerror}") from None
+        typer.echo(f"page: {html}")
+
+
+def _cell(cell: "Cell | None") -> str:
+    if cell is None:
+        return ""
+    interval = "" if cell["interval"] is None else " [{:.3g}, {:.3g}]".format(*cell["interval"])
+    return f"{cell['value']:.3g}{interval}" + (f" ({cell['other']})" if cell["other"] else "")
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    width = max((len(label) for label, _ in rows), default=0)
+    for label, value in rows:
+        typer.echo(f"{label:<{width}}  {value}")
 
 
 def _print_verdicts(run: Run) -> None:

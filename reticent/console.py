@@ -25,7 +25,7 @@ def columns(*names: str) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", min_width=30 if name == "measure" else None)
     return table
 
 

@@ -51,6 +51,7 @@ class Stages:
 def stages(monkeypatch, tmp_path) -> Stages:
     stand_in = Stages()
     monkeypatch.setattr(cli, "_function", stand_in.stage)
+    monkeypatch.setattr(cli, "_print_example", lambda run: None)  # there is no model
     monkeypatch.setitem(
         sys.modules,
         "reticent.stages.check",

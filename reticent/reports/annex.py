@@ -7,6 +7,7 @@ from reticent.reports.report import Report
 from reticent.reports.table import number
 
 _THREATS: Final = (
+    ("synthetic", "Has the synthetic text, and not the model", ("synthetic_",), "its page"),
     (
         "text",
         "Sees answers only, as through a chat or an interface",
@@ -52,18 +53,26 @@ MAPPING: Final = Table(
 
 def compatible(name: str) -> bool:
     """Whether a measurement repeats the score of another study, only to compare with that study."""
-    return name.startswith("seed_")
+    return name.startswith(("seed_", "compat_"))
 
 
 def threats(report: Report) -> Table:
     """Kinds of attackers, and whether anything was measured for each."""
     names = [m["name"] + " " + m.get("method", "") for m in report["measurements"]]
+    made = "synthetic" in report.get("plots", {})
     told = report.get("audit", {}).get("threats", {})
     rows = []
     for key, who, marks, questions in _THREATS:
-        measured = any(mark in name for name in names for mark in marks)
+        if key == "synthetic" and not made:
+            continue
+        measured = any(mark in name for name in names for mark in marks if _of(name, key))
         rows.append([who, questions, told.get(key, "yes" if measured else "no")])
     return Table(["Attacker", "Questions", "Measured here"], rows)
+
+
+def _of(name: str, attacker: str) -> bool:
+    """What is measured on the synthetic text says nothing on the model itself."""
+    return name.startswith("synthetic_") == (attacker == "synthetic")
 
 
 class Registered(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Final, Literal, NamedTuple
 
 from reticent.measurement import Measurement
 from reticent.reports.report import Checked, Guarantee, Report, Unanswered
-from reticent.reports.table import SCRUBBER, noun, number, share, small, subject
+from reticent.reports.table import SCRUBBER, examination, noun, number, probability, share, small, subject
+from reticent.reports.usefulness import BY_FIRST_SCORER, CLEAN, contaminated
 from reticent.statistics import clopper_pearson, newcombe_difference
 
 # The share of a 95 % interval's half width at which a leak is found in 90 of 100 repeats: (1.960 + 1.282) / 1.960.
@@ -170,7 +171,23 @@ _KINDS: Final = (
         model=SCRUBBER,
         note="Those of the text itself may be harder to find. Redaction carries no guarantee.",
     ),
-    _Kind("usefulness", "accuracy", "Questions answered correctly", share, better="high", leak=False),
+    _Kind(
+        "usefulness",
+        BY_FIRST_SCORER,
+        "Questions of {} answered correctly",
+        share,
+        better="high",
+        leak=False,
+    ),
+    _Kind(
+        "usefulness",
+        "accuracy",
+        "Questions answered correctly",
+        share,
+        better="high",
+        leak=False,
+        instead=BY_FIRST_SCORER,
+    ),
     _Kind("usefulness", "perplexity", "Prediction of new text (perplexity, lower is better)", number, leak=False),
 )
 _SERVER: Final = (
@@ -178,6 +195,15 @@ _SERVER: Final = (
     _Kind("server", "tokens_seen_sum", "Words read from the sum of several sites' updates", share),
 )
 _PLAIN = _Kind("server", "tokens_seen_plain", "Words read from one site's update as it is", share)
+_SYNTHETIC: Final = (
+    _Kind(
+        "synthetic",
+        "synthetic_membership_auc",
+        f"Planted records: how well a model that learned from this text alone tells them apart {_GUESSES}",
+        _area,
+    ),
+    _Kind("synthetic", "synthetic_exposure_bits", "Its preference for planted secrets over others like them", _bits),
+)
 # What questions in other words are about.
 _WORDS: Final = {
     "recite": "recite",
@@ -190,6 +216,18 @@ _WORDS: Final = {
 }
 _PROMISE_NAMES = ("epsilon_lower_bound", "epsilon_detectable", "epsilon_ideal", "implementation_checks")
 _EXPLORED = re.compile(r"(?P<name>.+)\[(?P<attack>(?!site ).+)\]")  # what is of one site is no other attack
+_NO_ATTACKS = frozenset(
+    (
+        "accuracy",
+        "calibrated_accuracy",
+        "compat_accuracy",
+        "macro_f1",
+        "unparsed",
+        "majority",
+        "perplexity",
+        "bits_per_byte",
+    )
+)
 _FEWER_COPIES = re.compile(r"(?P<name>.+)_(?P<copies>\d+)_cop(?:y|ies)")
 
 
@@ -289,7 +327,7 @@ def explored(report: Report) -> list[Explored]:
     rows = []
     for m in found.all:
         match = _EXPLORED.fullmatch(m.name)
-        if match is None or m.model != found.about or found.get(m.name) is not m:
+        if match is None or m.model != found.about or found.get(m.name) is not m or match["name"] in _NO_ATTACKS:
             continue
         kind = next((kind for kind in kinds if re.fullmatch(kind.name, match["name"])), None)
         text = match["name"].replace("_", " ") if kind is None else _text(kind, match["name"])
@@ -312,14 +350,53 @@ def explored(report: Report) -> list[Explored]:
     return rows
 
 
+def label(name: str) -> str:
+    """A measurement in the words of page 1, or else its name."""
+    kind = next((kind for kind in (*_KINDS, *_SERVER, _PLAIN) if re.fullmatch(kind.name, name)), None)
+    return name.replace("_", " ") if kind is None else _text(kind, name)
+
+
+def synthetic(report: Report) -> list[Line]:
+    """What a model that learned from the synthetic text alone knows of planted secrets.
+
+    The base model is the measurements' control; the positive control, in place of the twin, is a model that learned
+    from real text.
+    """
+    found = _Found(report)
+    lines = []
+    for kind in _SYNTHETIC:
+        ours = found.get(kind.name, "synthetic")
+        if ours is not None:
+            real = found.get(kind.name, "real")
+            lines.append(
+                Line(
+                    text=kind.text,
+                    measured=kind.show(ours.value),
+                    basis=_basis(ours),
+                    worst=_end(ours, kind.show, kind.better),
+                    base="" if ours.control is None else kind.show(ours.control),
+                    twin="" if real is None else kind.show(real.value),
+                    verdict=_leak_verdict(kind, ours, None, real),
+                    note="",
+                )
+            )
+    name = "synthetic_epsilon_lower_bound"
+    bound = found.get(name, "synthetic")
+    if bound is not None:
+        base = None if bound.control is None else replace(bound, value=bound.control)
+        proved = _proved(bound, base, found.get(name, "real"), None, report["guarantee"])
+        lines.append(proved._replace(text="Loss of privacy that this proves (it may be more)"))
+    return lines
+
+
 def gate(report: Report, fail_on: Level = "leak") -> list[str]:
     """What a release must not pass with, one line each: "2 membership: ...: leak demonstrated"; empty if nothing.
 
     Args:
         report: the content of report.json.
         fail_on: "leak": demonstrated leaks, on page 1 or by an exploratory attack after correction, and failed checks
-            of the training code. "inconclusive": also tests that are inconclusive, and each of the first four questions
-            that has no answer (the fourth: where there is a promise).
+            of the training code; the same of the synthetic text. "inconclusive": also tests that are inconclusive, and
+            each of the first four questions that has no answer (the fourth: where there is a promise).
     """
     kinds = {"leak"} if fail_on == "leak" else {"leak", "inconclusive"}
     told = []
@@ -335,16 +412,16 @@ def gate(report: Report, fail_on: Level = "leak") -> list[str]:
         if fail_on == "inconclusive" and asked and not answer.lines:
             told.append(f"{answer.number} {answer.key}: not answered: {answer.why}")
     told += [
+        f"synthetic text: {line.text}: {line.verdict.text}"
+        for line in synthetic(report)
+        if line.verdict is not None and line.verdict.kind in kinds
+    ]
+    told += [
         f"exploratory: {row.text}, {row.attack}: {row.verdict.text}"
         for row in explored(report)
         if row.verdict is not None
     ]
     return told
-
-
-def probability(p: float) -> str:
-    """A p-value."""
-    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
 # ------------------------------------------------------------------------------------------------ lines of questions
@@ -359,8 +436,18 @@ def _lines(key: str, found: _Found, report: Report) -> tuple[list[Line], list[st
     for kind in _KINDS:
         if kind.question == key:
             for name in found.names(kind):
-                lines += _line_and_copies(kind, name, found)
+                lines += [_marked(line, name, found, report) for line in _line_and_copies(kind, name, found)]
     return lines, _blind(found) if key == "membership" else []
+
+
+def _marked(line: Line, name: str, found: _Found, report: Report) -> Line:
+    """A score on questions that were trained on is no evidence, and says so."""
+    for exam in report.get("plots", {}).get("benchmarks", []):
+        if name == f"accuracy[{exam['name']}]" and (told := contaminated(exam)):
+            clean = found.get(f"accuracy[{exam['name']}, {CLEAN}]")
+            rest = "" if clean is None else f"Without them: {share(clean.value)}."
+            return line._replace(note=" ".join(filter(None, [told, rest, _sentence(line.note)])))
+    return line
 
 
 def _blind(found: _Found) -> list[str]:
@@ -421,7 +508,7 @@ def _text(kind: _Kind, name: str) -> str:
     match = re.fullmatch(kind.name, fewer["name"] if fewer else name)
     assert match is not None
     first = match.group(1) if match.groups() else ""
-    text = kind.text.format(f"{int(first):,}" if first.isdigit() else first)
+    text = kind.text.format(f"{int(first):,}" if first.isdigit() else examination(first))
     return text.replace("1 attempts", "1 attempt") if first == "1" else text
 
 

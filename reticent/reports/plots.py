@@ -5,13 +5,15 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from io import StringIO
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from reticent.reports.federation import Sent
 from reticent.reports.report import Curve, Exposures, Ladder, LossPoint, Rate, Scores, Seen, Silo
-from reticent.reports.table import model_names, number, one_in, share, size
+from reticent.reports.table import MODELS, model_names, number, one_in, share, size
+from reticent.reports.usefulness import Exam
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -347,6 +349,159 @@ def _round_ticks(axes: "Axes", lines: Sequence[Sent]) -> None:
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if len(lines) <= _MOST_ROUNDS * step)
     shown = [i for i, line in enumerate(lines) if step == 1 or (line.round % step == 0 and line.attempt == 1)]
     axes.set_xticks(shown, [f"{lines[i].round}" + "′" * (lines[i].attempt - 1) for i in shown])
+
+
+def benchmarks(exams: Sequence[Exam]) -> str:
+    """Accuracy of each model with its interval, for each benchmark, beside guessing and the most frequent answer."""
+    from matplotlib.lines import Line2D
+
+    rows = [(exam, point) for exam in exams for point in exam.points]
+    keys = dict.fromkeys(point.model for _, point in rows)
+
+    def draw(axes: "Axes") -> None:
+        top = 0
+        centres = []
+        for exam in exams:
+            below = top + len(exam.points)
+            centres.append(top + (len(exam.points) - 1) / 2)
+            for y, point in enumerate(exam.points, start=top):
+                colour = _COLOURS.get(point.model, _INK)
+                axes.hlines(y, point.low, point.high, color=colour, linewidth=1.6, zorder=2)
+                axes.plot(
+                    point.value,
+                    y,
+                    color=colour,
+                    marker=_MARKERS.get(point.model, "^"),
+                    markerfacecolor="white" if point.model == "twin" else colour,
+                    markersize=5.5,
+                    zorder=3,
+                )
+            for value, dashes in ((exam.chance, (0, (4, 3))), (exam.majority, (0, (1, 1.2)))):
+                if value is not None:
+                    axes.vlines(value, top - 0.5, below - 0.5, color=_INK, linewidth=1.0, linestyle=dashes, zorder=1)
+            if top:
+                axes.axhline(top - 0.5, color=_BAND, linewidth=0.8)
+            top = below
+        names = [_short(exam.title) + ("\ncontaminated" if exam.contaminated else "") for exam in exams]
+        axes.set_yticks(centres, names, multialignment="right")
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.02), xlabel="questions answered correctly")
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter(_percent)
+        _on_the_right(axes, range(len(rows)), [share(point.value) for _, point in rows])
+        handles: list[Artist] = [
+            Line2D(
+                [],
+                [],
+                color=_COLOURS.get(key, _INK),
+                marker=_MARKERS.get(key, "^"),
+                markerfacecolor="white" if key == "twin" else _COLOURS.get(key, _INK),
+                markersize=5.5,
+                linewidth=1.6,
+                label=MODELS.get(key, key),
+            )
+            for key in keys
+        ]
+        for label, dashes, known in (
+            ("guessing", (0, (4, 3)), any(exam.chance is not None for exam in exams)),
+            ("most frequent answer", (0, (1, 1.2)), any(exam.majority is not None for exam in exams)),
+        ):
+            if known:
+                handles.append(Line2D([], [], color=_INK, linewidth=1.0, linestyle=dashes, label=label))
+        axes.figure.legend(handles=handles, loc="outside upper left", ncols=3, borderaxespad=0.2)
+
+    return _svg(draw, salt="benchmarks", height=1.15 + 0.24 * len(rows))
+
+
+class Bar(NamedTuple):
+    """One model of `accuracies`; ``private`` is None for one that was not trained."""
+
+    name: str
+    private: bool | None
+    value: float
+    low: float | None
+    high: float | None
+
+
+def accuracies(panels: Sequence[tuple[str, Sequence[Bar]]], *, guessing: Sequence[float | None]) -> str:
+    """Bars with intervals, a panel for each measure, one under the other.
+
+    Args:
+        panels: (name of the measure, its bars from the top down).
+        guessing: What a model that knows nothing reaches, for each panel.
+    """
+
+    def draw(drawn: Any) -> None:
+        for axes, (title, bars), known in zip(np.atleast_1d(drawn), panels, guessing, strict=True):
+            rows = range(len(bars))
+            for y, bar in zip(rows, bars, strict=True):
+                colour = _POINT[bar.private]["color"]
+                axes.barh(
+                    y,
+                    bar.value,
+                    height=0.62,
+                    color="white" if bar.private is False else colour,
+                    edgecolor=colour,
+                    hatch="////" if bar.private is False else None,
+                    linewidth=1.0,
+                )
+                if bar.low is not None and bar.high is not None:
+                    for colour, more in (("white", 2.0), (_INK, 0.0)):  # on a dark bar as well
+                        axes.hlines(y, bar.low, bar.high, color=colour, linewidth=1.5 + more, zorder=3)
+                        axes.vlines(
+                            [bar.low, bar.high], y - 0.14, y + 0.14, color=colour, linewidth=1.2 + more, zorder=3
+                        )
+            if known is not None:
+                axes.axvline(known, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.set_title(title, fontsize=9, color=_INK, loc="left")
+            axes.set_yticks(rows, [fill(bar.name, _LONGEST_NAME) for bar in bars], multialignment="right")
+            axes.set(xlim=(0, 1), ylim=(len(bars) - 0.4, -0.6))
+            axes.xaxis.set_major_formatter(_percent)
+            axes.tick_params(axis="y", length=0)
+            _on_the_right(axes, rows, [share(bar.value) for bar in bars])
+        np.atleast_1d(drawn)[-1].set_xlabel(
+            "questions answered correctly" + ("; dashed: guessing" if any(one is not None for one in guessing) else "")
+        )
+
+    sizes = [len(bars) + 1.2 for _, bars in panels]
+    height = 0.5 + 0.27 * sum(sizes)
+    return _svg(draw, salt="accuracies", height=height, nrows=len(panels), sharex=True, height_ratios=sizes)
+
+
+def lengths(bins: dict[str, list[list[float]]]) -> str:
+    """Share of texts by length: real ones filled, synthetic ones outlined."""
+
+    def draw(axes: "Axes") -> None:
+        for key, label in (("real", "real"), ("synthetic", "synthetic")):
+            if not bins.get(key):
+                continue
+            edges, shares = (np.array(values, dtype=float) for values in zip(*bins[key], strict=True))
+            last = edges[-1] + (edges[-1] - edges[-2] if len(edges) > 1 else 1.0)
+            filled = key == "real"
+            axes.stairs(
+                shares,
+                np.append(edges, last),
+                fill=filled,
+                color=_FAINT if filled else _COLOURS["private"],
+                linewidth=1.6,
+                label=label,
+            )
+        axes.set(xlabel="length, tokens", ylabel="texts", ylim=(0, None))
+        axes.yaxis.set_major_formatter(_percent)
+        axes.legend(loc="upper right", handlelength=1.4)
+
+    return _svg(draw, salt="lengths", height=2.7, width=4.6)
+
+
+def frontier(points: Sequence[Sequence[float]]) -> str:
+    """The divergence curve of real and synthetic text; the further out, the more alike."""
+
+    def draw(axes: "Axes") -> None:
+        curve = np.array(points, dtype=float)
+        axes.fill_between(curve[:, 0], curve[:, 1], color=_SHADE, linewidth=0)
+        axes.plot(curve[:, 0], curve[:, 1], color=_COLOURS["private"], linewidth=1.6)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="real text is covered", ylabel="synthetic text looks real")
+
+    return _svg(draw, salt="frontier", height=2.7, width=4.6)
 
 
 class Compared(NamedTuple):

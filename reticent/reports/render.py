@@ -7,8 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reticent.measurement import Measurement
-from reticent.reports import annex, answers, federation, plots, table
-from reticent.reports.report import Curve, Guarantee, Plots, Report
+from reticent.reports import annex, answers, federation, plots, synthetic, table, usefulness
+from reticent.reports.report import Curve, Guarantee, Plots, Report, SyntheticText
 
 
 class Figure(NamedTuple):
@@ -32,48 +32,99 @@ def render(report: Report) -> str:
     Returns:
         HTML, to be written as UTF-8. The same report gives the same bytes.
     """
-    environment = Environment(
+    measurements = [Measurement.from_dict(values) for values in report["measurements"]]
+    rounds = _rounds(report)
+    examined = usefulness.exams(report)
+    tested = answers.synthetic(report)
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=report["title"],
+            created=report["created"],
+            coordinated=bool(report.get("plots", {}).get("rounds")) and not report.get("data"),
+            promised=report["guarantee"]["epsilon"] is not None,
+            promise=table.promise(report["guarantee"]),
+            subject="Private model" if table.subject(report) == "private" else "This model, not private",
+            twin=table.subject(report) == "private" and any(line.twin for line in answers.verdicts(report)),
+            answers=answers.answers(report) if measurements else [],
+            summary=answers.summary(report) if measurements else [],
+            explored=answers.explored(report),
+            unanswered=answers.unanswered(report),
+            redaction=table.redaction(report),
+            figures=list(_figures(report)),
+            exams=examined,
+            exams_figure=_examined(examined),
+            groups=usefulness.groups(report),
+            subjects=usefulness.subjects(report),
+            other_scorers=usefulness.other_scorers(report),
+            conversations=usefulness.conversations(report.get("answers")),
+            withheld=usefulness.withheld(report.get("answers")),
+            synthetic=synthetic.page(report),
+            synthetic_figures=list(_synthetic(report.get("plots", {}).get("synthetic", {}))),
+            synthetic_lines=tested,
+            synthetic_control=any(line.twin for line in tested),
+            protected=federation.protected(report["guarantee"], shown=bool(rounds)),
+            mechanisms=_mechanisms(report["guarantee"]),
+            every_site=federation.every_site(report["guarantee"]),
+            rounds=rounds,
+            checks=annex.checks(report),
+            threats=annex.threats(report),
+            registered=annex.registered(report),
+            not_run=annex.not_run(report),
+            facts=annex.facts(report),
+            mapping=annex.MAPPING,
+            measurements=[m for m in measurements if not annex.compatible(m.name)],
+            compatibility=[m for m in measurements if annex.compatible(m.name)],
+            model_names=table.MODELS,
+            number=table.number,
+            probability=table.probability,
+            data=list(_flat(report.get("data", {}))),
+            recipe=report.get("recipe", ""),
+            provenance=list(_flat(report.get("provenance", {}))),
+        )
+    )
+
+
+def environment() -> Environment:
+    """The templates of the pages; every text that is put into one is escaped."""
+    return Environment(
         loader=PackageLoader("reticent.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    measurements = [Measurement.from_dict(values) for values in report["measurements"]]
-    rounds = _rounds(report)
-    return environment.get_template("report.html").render(
-        title=report["title"],
-        created=report["created"],
-        coordinated=bool(report.get("plots", {}).get("rounds")) and not report.get("data"),
-        promised=report["guarantee"]["epsilon"] is not None,
-        promise=table.promise(report["guarantee"]),
-        subject="Private model" if table.subject(report) == "private" else "This model, not private",
-        twin=table.subject(report) == "private" and any(line.twin for line in answers.verdicts(report)),
-        answers=answers.answers(report) if measurements else [],
-        summary=answers.summary(report) if measurements else [],
-        explored=answers.explored(report),
-        unanswered=answers.unanswered(report),
-        redaction=table.redaction(report),
-        figures=list(_figures(report)),
-        protected=federation.protected(report["guarantee"], shown=bool(rounds)),
-        mechanisms=_mechanisms(report["guarantee"]),
-        every_site=federation.every_site(report["guarantee"]),
-        rounds=rounds,
-        checks=annex.checks(report),
-        threats=annex.threats(report),
-        registered=annex.registered(report),
-        not_run=annex.not_run(report),
-        facts=annex.facts(report),
-        mapping=annex.MAPPING,
-        measurements=[m for m in measurements if not annex.compatible(m.name)],
-        compatibility=[m for m in measurements if annex.compatible(m.name)],
-        model_names=table.MODELS,
-        number=table.number,
-        probability=answers.probability,
-        data=list(_flat(report.get("data", {}))),
-        recipe=report.get("recipe", ""),
-        provenance=list(_flat(report.get("provenance", {}))),
+
+
+def _examined(found: usefulness.Exams) -> Figure | None:
+    exams = [exam for exam in found.exams if exam.points]
+    if not exams:
+        return None
+    return Figure(
+        Markup(plots.benchmarks(exams)),
+        "Benchmarks",
+        "The share of questions that each model answers correctly, with 95\u202f% intervals. Whoever knows nothing "
+        "reaches the dashed line by guessing and the dotted one by always giving the most frequent answer.",
     )
+
+
+def _synthetic(given: SyntheticText) -> Iterator[Figure]:
+    """How like real text synthetic text is."""
+    if any(given.get("lengths", {}).values()):
+        yield Figure(
+            Markup(plots.lengths(given["lengths"])),
+            "Lengths",
+            "How long real and synthetic texts are.",
+            narrow=True,
+        )
+    if given.get("frontier"):
+        yield Figure(
+            Markup(plots.frontier(given["frontier"])),
+            "Divergence curve",
+            "MAUVE is the area below. In the far corner nothing tells the two apart.",
+            narrow=True,
+        )
 
 
 def _mechanisms(guarantee: Guarantee) -> list[tuple[str, list[tuple[str, str]]]]:

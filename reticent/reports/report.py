@@ -178,6 +178,65 @@ class Seen(TypedDict):
 
 
 @with_config(_CLOSED)
+class NotRun(TypedDict):
+    """An attack that was left out, and why."""
+
+    attack: str
+    why: str
+
+
+@with_config(_CLOSED)
+class Paired(TypedDict):
+    """McNemar's test of two models on the same questions: how many only the one, only the other answered rightly."""
+
+    one: str
+    other: str
+    only_one: int
+    only_other: int
+    p_value: float | None
+
+
+@with_config(_CLOSED)
+class Subject(TypedDict):
+    """``accuracy`` of each model on the ``questions`` of one subject."""
+
+    questions: int
+    accuracy: dict[str, float]
+
+
+@with_config(_CLOSED)
+class Examination(TypedDict):
+    """One benchmark; its scores are the measurements ``accuracy[NAME]`` and so on.
+
+    ``scorer``: how an answer is read. ``shots``: solved examples before each question. ``chance`` and ``majority``:
+    shares that guessing, and the most frequent answer alone, get right. ``contaminated``: questions found in the
+    training data. ``truncated``: questions that were cut to the model's context. ``duplicates``: items that repeat
+    another one, and were left out.
+    """
+
+    name: str
+    questions: int
+    scorer: str
+    shots: int
+    chance: NotRequired[float | None]
+    majority: NotRequired[float | None]
+    contaminated: NotRequired[int]
+    truncated: NotRequired[int]
+    duplicates: NotRequired[int]
+    subjects: NotRequired[dict[str, Subject]]
+    mcnemar: NotRequired[list[Paired]]
+
+
+@with_config(_CLOSED)
+class Answered(TypedDict):
+    """What each model answered to public questions, one text for each; models without a promise are ``withheld``."""
+
+    questions: list[str]
+    answers: dict[str, list[str]]
+    withheld: list[str]
+
+
+@with_config(_CLOSED)
 class Unanswered(TypedDict):
     """What could not be measured, and why.
 
@@ -190,11 +249,20 @@ class Unanswered(TypedDict):
 
 
 @with_config(_CLOSED)
-class NotRun(TypedDict):
-    """An attack that was left out, and why."""
+class SyntheticText(TypedDict, total=False):
+    """The corpus that the private model wrote.
 
-    attack: str
-    why: str
+    ``funnel``: "sampled", then the texts left out by reason, then "kept". ``labels``: texts of each public label.
+    ``lengths``: of "real" and "synthetic" texts, (lower edge in tokens, share) of each bin. ``frontier``: points of the
+    divergence curve, from (0, 1) to (1, 0). ``samples``: a few texts; none where nothing is promised.
+    """
+
+    funnel: dict[str, int]
+    labels: dict[str, int]
+    lengths: dict[str, list[list[float]]]
+    frontier: list[list[float]]
+    samples: list[str]
+    unanswered: list[Unanswered]
 
 
 @with_config(_CLOSED)
@@ -206,8 +274,8 @@ class AuditFacts(TypedDict, total=False):
     seed that was stored before training. ``primary``: the attack that the verdict rests on. ``attacks``: those that
     were run. ``family``: the tests that p-values of exploratory attacks are corrected for, and how. ``sent``: what a
     coordinator really receives, of "plain", "private" and "sum"; nothing where the model was trained in one place.
-    ``threats``: what the page's table of attackers cannot know, by attacker: "text", "probabilities", "weights",
-    "server".
+    ``threats``: what the page's table of attackers cannot know, by attacker: "synthetic", "text", "probabilities",
+    "weights", "server".
     """
 
     pre_registered: bool
@@ -247,6 +315,8 @@ class Plots(TypedDict, total=False):
     silos: Silos
     rounds: dict[str, list[Round]]
     bytes_full: int | None
+    benchmarks: list[Examination]
+    synthetic: SyntheticText
 
 
 Measured = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(Measurement))]
@@ -270,3 +340,4 @@ class Report(TypedDict):
     provenance: NotRequired[dict[str, Any]]
     audit: NotRequired[AuditFacts]
     unanswered: NotRequired[list[Unanswered]]
+    answers: NotRequired[Answered]

@@ -9,6 +9,14 @@ from reticent.reports.report import Guarantee, Report
 SCRUBBER = "scrubber"  # the ``model`` of measurements of what scrubbing finds
 MODELS = {"private": "Private model", "twin": "Non-private twin", "base": "Base model"}
 
+_EXAMINATIONS = {
+    "mmlu-medical": "MMLU (medical subjects)",
+    "pubmedqa": "PubMedQA",
+    "medmcqa": "MedMCQA",
+    "medqa": "MedQA (five options)",
+    "medqa4": "MedQA (four options)",
+}
+
 
 class Promise(NamedTuple):
     """The guarantee in plain words. ``facts`` are (name, value) for a short list; empty where nothing is promised."""
@@ -46,6 +54,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def probability(p: float) -> str:
+    """A p-value."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
 def one_in(probability: float) -> str:
     """0.00001 as "1 in 100,000"."""
     return f"1 in {1 / probability:,.0f}"
@@ -64,6 +77,11 @@ def size(count: float) -> str:
             break
         count, unit = count / 1000, larger
     return f"{count:.3g}\u202f{unit}"
+
+
+def examination(name: str) -> str:
+    """A benchmark as the field calls it."""
+    return _EXAMINATIONS.get(name, name)
 
 
 def noun(unit: str) -> str:

@@ -1,5 +1,6 @@
 """The plan of a recipe, before anything is computed."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
         ("units", f"{count} {recipe.privacy.unit}s to train on"),
     ]
     if asked is not None and by_site is not None:
-        return rows + _over_sites(recipe, asked, by_site) + _model(recipe)
+        return rows + _over_sites(recipe, asked, by_site) + _model(recipe) + public_files(recipe)
     if asked is not None:
         rows.append(("federation", "between machines; what follows is the plan of a site with these records"))
     for name in trained_models(recipe):
@@ -47,7 +48,30 @@ def check(recipe: Recipe) -> list[tuple[str, str]]:
         rows.append((f"{name}: steps", f"{plan.steps} of {plan.batch_size} expected {plan.unit}s"))
         rows.append((f"{name}: sampling", _sampling(plan)))
         rows += promised(plan, name)
-    return rows + _model(recipe)
+    return rows + _model(recipe) + public_files(recipe)
+
+
+def public_files(recipe: Recipe) -> list[tuple[str, str]]:
+    """What else the recipe reads: benchmarks, public questions, prompts of synthetic text. (label, value) rows.
+
+    Raises:
+        DataError: one of them cannot be read, or is not as it must be.
+    """
+    from reticent.data.prompts import read_prompts
+    from reticent.stages.quiz import read_benchmark
+
+    rows = []
+    for exam in recipe.evaluate.benchmarks:
+        found, _ = read_benchmark(exam, recipe.data.seed)
+        left_out = f", {found.duplicates} left out as duplicates" if found.duplicates else ""
+        rows.append((f"benchmark {exam.name}", f"{len(found.questions)} of {found.available} questions{left_out}"))
+    for label, path in (
+        ("public questions", recipe.evaluate.questions and recipe.evaluate.questions.path),
+        ("synthetic prompts", recipe.synthetic and recipe.synthetic.prompts),
+    ):
+        if path:
+            rows.append((label, f"{len(read_prompts(Path(path)))} read"))
+    return rows
 
 
 def _over_sites(recipe: Recipe, asked: Federation, units: dict[str, int]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from reticent.progress import Progress, Task
 from reticent.recipe import Recipe
 from reticent.run import Run
 from reticent.stages.canaries import canaries_of, material
+from reticent.stages.check import public_files
 from reticent.stages.inputs import encoder
 from reticent.stages.reading import Read, read
 from reticent.stages.scrubbing import Scrubbing
@@ -31,6 +32,7 @@ def prepare(run: Run, progress: Progress) -> None:
     from reticent.models.load import load_tokenizer
 
     recipe = run.recipe
+    public_files(recipe)  # What is wrong with them is told now, not after the training.
     tokenizer = load_tokenizer(recipe.model.base)
     encode = encoder(recipe, tokenizer)
     scrubbing = Scrubbing(recipe, run.span_cache(), run.scrub_map_path, progress)

@@ -44,18 +44,67 @@ def contents(run: Run) -> dict[str, Any]:
         for name in trained_models(run.recipe)
     }
     unanswered = drawn.pop("unanswered", [])
+    guarantee = _guarantee(run)
+    promised = guarantee["epsilon"] is not None
+    answered = _answered(run, promised)
     return {
         "title": f"{shown.model.base}, fine-tuned on {_source(shown)}",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "guarantee": _guarantee(run),
+        "guarantee": guarantee,
         "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
-        "plots": {**run.read_plots("prepare"), **drawn, "loss": loss, **_rounds(run)},
+        "plots": {
+            **run.read_plots("prepare"),
+            **drawn,
+            "loss": loss,
+            **_rounds(run),
+            **_examined(run),
+            **_synthesized(run, promised),
+        },
         "data": run.read_manifest(),
         "recipe": recipes.dump(shown),
         "provenance": run.read_provenance(),
         "audit": _audit(run),
         "unanswered": unanswered,
+        **({"answers": answered} if answered else {}),
     }
+
+
+def _answered(run: Run, promised: bool) -> dict[str, Any]:
+    """Answers to public questions by models that may speak in public: the base model, and one that keeps a promise."""
+    told = run.read_answers()
+    if not told:
+        return {}
+    open_ = ("base", "private") if promised else ("base",)
+    return {
+        "questions": told["questions"],
+        "answers": {model: told["answers"][model] for model in open_ if model in told["answers"]},
+        "withheld": [model for model in told["answers"] if model not in open_],
+    }
+
+
+def _examined(run: Run) -> dict[str, Any]:
+    """What was asked in benchmarks; their scores are measurements."""
+    from reticent.reports.report import Examination
+
+    exams = run.read_plots("evaluate").get("benchmarks", [])
+    return {"benchmarks": [_known(exam, Examination) for exam in exams]} if exams else {}
+
+
+def _synthesized(run: Run, promised: bool) -> dict[str, Any]:
+    """Numbers on synthetic text; samples of it only while the promise is kept."""
+    from reticent.reports.report import SyntheticText
+
+    if not run.finished("synthesize"):
+        return {}
+    shown = _known(run.read_plots("synthesize"), SyntheticText)
+    if not promised:
+        shown.pop("samples", None)
+    return {"synthetic": shown}
+
+
+def _known(values: dict[str, Any], form: type) -> dict[str, Any]:
+    """What the report has a place for."""
+    return {key: value for key, value in values.items() if key in form.__annotations__}
 
 
 def findings(run: Run) -> "list[Line]":
@@ -81,7 +130,7 @@ def _judged(run: Run) -> "Report":
         "guarantee": cast("Guarantee", _guarantee(run)),
         "measurements": [measurement.to_dict() for measurement in run.read_measurements()],
         "unanswered": drawn.pop("unanswered", []),
-        "plots": cast("Plots", drawn),
+        "plots": cast("Plots", {**drawn, **_examined(run)}),
         "audit": cast("AuditFacts", {"sent": _sent(run.recipe)}),
     }
 

@@ -9,8 +9,8 @@ import pytest
 
 from reticent.measurement import Measurement
 from reticent.reports.render import render
-from reticent.reports.report import Curve, Rate, Report
-from reticent.statistics import clopper_pearson
+from reticent.reports.report import Curve, Examination, Rate, Report
+from reticent.statistics import clopper_pearson, wilson
 
 _MODELS = ("base", "twin", "private")
 
@@ -226,6 +226,145 @@ def full_report() -> Report:
             "digests": {"canaries": "c0" * 32, "private_model": "d1" * 32},
         },
     }
+
+
+def _examined(name: str, n: int, right: dict[str, int], chance: float) -> Iterator[dict[str, Any]]:
+    for model, k in right.items():
+        more = {"n": n, "counted": "questions", "method": "letter, 0 shots; Wilson"}
+        yield measure(f"accuracy[{name}]", model, k / n, wilson(k, n), floor=chance, ceiling=1.0, **more)
+        k -= n // 20
+        yield measure(f"accuracy[{name}, options-per-byte]", model, k / n, wilson(k, n), floor=chance, **more)
+        yield measure(f"macro_f1[{name}]", model, 0.9 * k / n, None, **more)
+    yield measure(f"majority[{name}]", "data", chance + 0.11, None, n=n, counted="questions")
+
+
+def _use() -> Iterator[dict[str, Any]]:
+    """What benchmarks and synthetic text add."""
+    yield from _examined("pubmedqa", 500, {"base": 190, "twin": 301, "private": 275}, 0.333)
+    yield from _examined("medqa4", 1273, {"base": 340, "twin": 392, "private": 371}, 0.25)
+    yield from _examined("ward exam", 120, {"base": 31, "twin": 33, "private": 32}, 0.25)
+    for model, k in (("base", 185), ("twin", 289), ("private", 268)):
+        yield measure("accuracy[pubmedqa, without contaminated]", model, k / 488, wilson(k, 488), n=488)
+        yield measure("compat_accuracy[pubmedqa]", model, k / 500, wilson(k, 500))
+    for model, rate in (("base", 0.31), ("twin", 0.0), ("private", 0.012)):
+        yield measure("unparsed[pubmedqa]", model, rate, None, n=500, counted="questions")
+    for kind, groups in (("silo", {"north": 1.31, "south": 1.12, "west": 1.02}), ("origin", {"notes": 1.2, "q": 1.01})):
+        for name, loss in groups.items():
+            ppl = {"base": 30.0, "twin": 12.0, "private": 12.0 * loss}
+            more = {"n": 60, "counted": "held-out owners"}
+            yield from _around(f"perplexity[{kind} {name}]", ppl, 0.5, unit="perplexity", **more)
+            bits = {model: np.log2(value) / 4.2 for model, value in ppl.items()}
+            yield from _around(f"bits_per_byte[{kind} {name}]", bits, 0.02, unit="bits per byte", **more)
+
+    texts = {"n": 480, "counted": "texts"}
+    for model, value in (("real", 0.46), ("synthetic", 0.42)):
+        yield measure("next_token_accuracy", model, value, (value - 0.01, value + 0.01), floor=0.11, counted="owners")
+    yield measure("next_token_accuracy_reached", "synthetic", 0.913, (0.89, 0.94), counted="owners")
+    for model, value in (("real", 0.41), ("synthetic", 0.36)):
+        yield measure("task_accuracy", model, value, (value - 0.04, value + 0.04), n=300, floor=0.26)
+    yield measure("mauve", "synthetic", 0.71, (0.66, 0.75), control=0.93, **texts)
+    yield measure("ngram_distance", "synthetic", 0.21, (0.19, 0.24), control=0.11, unit="bits", **texts)
+    yield measure("length_distance", "synthetic", 0.08, None, control=0.03, **texts)
+    yield measure("distinct_share", "synthetic", 0.64, None, **texts)
+    yield measure("overlap_verbatim", "synthetic", 0.025, clopper_pearson(12, 480), control=0.021, **texts)
+    yield measure("longest_overlap", "synthetic", 19.0, None, control=17.0, unit="tokens", **texts)
+    known = {"floor": 0.5, "control": 0.5, "n": 512, "counted": "candidates", "unit": "probability"}
+    yield measure("synthetic_membership_auc", "synthetic", 0.51, (0.46, 0.56), **known)
+    bits = {"unit": "bits", "counted": "secrets", "n": 50, "floor": 1.44, "control": 1.4}
+    yield measure("synthetic_exposure_bits", "synthetic", 1.5, (1.1, 1.9), **bits)
+    more = {"unit": "epsilon", "floor": 0.0, "ceiling": 3.49, "n": 512, "counted": "candidates"}
+    yield measure("synthetic_epsilon_lower_bound", "synthetic", 0.0, None, **more)
+
+
+def _examination(name: str, questions: int, pairs: list[tuple[str, str, int, int, float]], **more: Any) -> Examination:
+    return {  # type: ignore[typeddict-item]  # what varies
+        "name": name,
+        "questions": questions,
+        "scorer": "letter",
+        "shots": 0,
+        "contaminated": 0,
+        "truncated": 0,
+        "duplicates": 0,
+        "mcnemar": [
+            {"one": one, "other": other, "only_one": b, "only_other": c, "p_value": p} for one, other, b, c, p in pairs
+        ],
+        **more,
+    }
+
+
+def used_report() -> Report:
+    """`full_report` of a run with benchmarks, public questions and synthetic text."""
+    report = full_report()
+    report["measurements"] += list(_use())
+    subjects = {
+        name: {"questions": 60, "accuracy": {"base": 0.25, "twin": 0.3, "private": right}}
+        for name, right in (("night_shift", 0.2), ("day_shift", 0.35))
+    }
+    report["plots"]["benchmarks"] = [
+        _examination(
+            "pubmedqa",
+            500,
+            [
+                ("base", "twin", 20, 131, 0.000001),
+                ("base", "private", 24, 109, 0.0003),
+                ("twin", "private", 61, 35, 0.01),
+            ],
+            chance=0.333,
+            majority=0.443,
+            contaminated=12,
+            truncated=3,
+        ),
+        _examination("medqa4", 1273, [("base", "private", 88, 119, 0.037)], chance=0.25, majority=0.36, duplicates=1),
+        _examination("ward exam", 120, [], chance=0.25, majority=0.36, shots=3, subjects=subjects),
+    ]
+    report["answers"] = {
+        "questions": ["What does a ward round start with?", "Say what <b>fever</b> is."],
+        "answers": {
+            "base": ["The ward round is a round of the ward. " * 6, "Fever is a fever."],
+            "private": ["With the handover of the night: who came, who left, and who got worse.", ""],
+        },
+        "withheld": ["twin"],
+    }
+    edges = np.arange(0, 260, 20)
+    real, made = (np.exp(-((edges - at) ** 2) / 5000) for at in (110, 90))
+    report["plots"]["synthetic"] = {
+        "funnel": {
+            "sampled": 1290,
+            "unfinished": 402,
+            "too short": 31,
+            "repetitive": 77,
+            "equal": 4,
+            "near copies": 276,
+            "kept": 500,
+        },
+        "labels": {"cardiology": 251, "surgery": 249},
+        "lengths": {
+            name: [[float(edge), float(part)] for edge, part in zip(edges, shares / shares.sum(), strict=True)]
+            for name, shares in (("real", real), ("synthetic", made))
+        },
+        "frontier": [[float(x), float((1 - x**3) ** 0.5)] for x in np.linspace(0, 1, 25)],
+        "unanswered": [{"question": "task_accuracy", "why": "synthetic.prompts is null, so no text has a label"}],
+        "samples": ["Ward note. The patient slept well and ate a little.", "Seen by <i>Dr Ott</i>.\nPlan: rest."],
+    }
+    return report
+
+
+@pytest.fixture
+def used() -> Report:
+    return used_report()
+
+
+@pytest.fixture
+def listed(used: Report) -> Report:
+    """The same without figures: it renders at once."""
+    used["plots"] = {"checks": used["plots"]["checks"], "synthetic": used["plots"]["synthetic"]}
+    used["plots"]["synthetic"] = {**used["plots"]["synthetic"], "lengths": {}, "frontier": []}
+    return used
+
+
+@pytest.fixture(scope="session")
+def used_page() -> str:
+    return render(used_report())
 
 
 @pytest.fixture
