@@ -916,7 +916,8 @@ def _compare(runs: Sequence[Run], html: Path | None) -> None:
     _print_rows([(name, f"{one['what']} ({one['run']})") for name, one in zip(names, shown, strict=True)])
     table = columns("measure", *names)
     for row in found["rows"]:
-        table.add_row(f"{row['measure']}, {row['unit']}", *map(_cell, row["cells"]))
+        unit = "" if row["unit"] == row["measure"] else f", {row['unit']}"
+        table.add_row(row["measure"] + unit, *map(_cell, row["cells"]))
     print_table(table)
     if found["paired"]:
         table = columns("the same items", "models", "items", "only the first right", "only the second", "p (McNemar)")

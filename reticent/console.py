@@ -38,7 +38,8 @@ def measured(measurements: Sequence[Measurement], models: Sequence[str] = MODELS
     for one in measurements:
         label = f"{one.name} ({one.method})" if one.name in several else one.name
         interval = "" if one.interval is None else f" [{one.interval[0]:.3g}, {one.interval[1]:.3g}]"
-        cells.setdefault(f"{label}, {one.unit}", {})[one.model] = f"{one.value:.3g}{interval}"
+        label = label if one.unit == one.name else f"{label}, {one.unit}"
+        cells.setdefault(label, {})[one.model] = f"{one.value:.3g}{interval}"
     table = columns("measure", *models)
     for label, row in cells.items():
         table.add_row(label, *(row.get(model, "") for model in models))

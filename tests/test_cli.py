@@ -12,7 +12,6 @@ from reticent.errors import DataError
 from reticent.measurement import Measurement
 from reticent.run import STAGES, Run
 
-
 ASKED = [stage for stage in STAGES if stage != "synthesize"]  # of a recipe without synthetic text
 
 
