@@ -718,7 +718,7 @@ class Synthetic(Section):
     prompts: str | None = None
     """A file of public prompts, lines {prompt, label, count}; null: the model begins by itself."""
     max_new_tokens: int = Field(default=256, ge=1)
-    """Tokens of a text, at most; one that does not end by then is left out."""
+    """Tokens of a text, at most; one that does not end by then is left out. With its prompt it must fit the context."""
     min_words: int = Field(default=5, ge=1)
     """Words of a text, at least."""
     temperature: float = Field(default=1.0, gt=0)
@@ -728,7 +728,8 @@ class Synthetic(Section):
     top_p: float | None = Field(default=0.95, gt=0, le=1)
     """Share of the probability that is kept; null: all."""
     near_duplicates: float | None = Field(default=0.8, gt=0, le=1)
-    """Of two texts that share more of their word triples, one is left out; null: both stay."""
+    """Of two texts, with their prompts, at least this similar (Jaccard, 5-word shingles), the later one is left out;
+    null: both stay."""
     judge: bool = True
     """Train a small model on it and on as much real text, and compare the two."""
     audit: bool = True

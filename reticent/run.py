@@ -12,7 +12,8 @@
     data/answers.json            what each model answered to public questions: may hold private text
     data/benchmarks/NAME.jsonl   what each model answered to each item of a benchmark: the same
     data/generated/              where `reticent generate` writes if nothing else is said: the same
-    synthetic/texts.jsonl        text to give away, from the private model
+    data/synthetic/              work that `reticent synthesize` goes on with; gone when it is done
+    synthetic/                   text to give away, from the private model: texts.jsonl, card.json
     models/NAME/                 model/, ledger.jsonl, log.jsonl, checkpoint/ of "private" and "twin"; of a federation
                                  rounds/, rounds.jsonl, federation.json, sites/SITE/ (ledger.jsonl, log.jsonl, state/)
     models/shadows/NAME/         more trainings, each on half of the units: model/, ledger.jsonl, log.jsonl, checkpoint/
@@ -439,6 +440,11 @@ class Run:
     def synthetic_folder(self) -> Path:
         """Text to give away. Write it inside `replacing`."""
         return self.folder / "synthetic"
+
+    @property
+    def synthetic_work(self) -> Path:
+        """What making it goes on with after it was stopped; it goes when the stage is done."""
+        return self.folder / "data" / "synthetic"
 
     def write_scores(self, table: "pa.Table") -> None:
         """Store every score of the audit."""
