@@ -319,7 +319,7 @@ def test_a_saved_model_says_what_the_mean_of_the_sites_says(world, tiny, tmp_pat
     joint = trial.train()
     assert trial.log[-1]["answered"] == 2
     model = trial.host.finished(joint.weights, joint.base)
-    adapter.save(model, tmp_path / "model", base="base")
+    adapter.save(model, tmp_path / "model", base=asked.public_name(trial.recipe.model.base))
     found = adapter.load_trained(trial.recipe.model.base, tmp_path / "model").model
     expected = logits(tiny, expected_model(trial, joint))
     assert float((expected - logits(tiny, asked.base_model(trial.recipe).model)).abs().max()) > 1e-2

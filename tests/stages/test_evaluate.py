@@ -198,6 +198,14 @@ def _exam(place: Any, *lines: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": "letters", "path": "exam.jsonl"}]
 
 
+def test_a_bad_examination_is_told_when_the_run_is_prepared(place: Any) -> None:
+    exam = _exam(place, {"question": "Which?", "options": ["zorp", "blen"], "answer": 7})
+    place.write_recipe(evaluate={"benchmarks": exam})
+    told = place.call("prepare", "my.yaml", code=1).output
+    assert "exam.jsonl:1: field 'answer'" in told
+    assert not place.run_folder.joinpath("data").exists()
+
+
 def _loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that are loaded from now on."""
     loaded: list[str] = []
@@ -224,8 +232,9 @@ def test_all_is_asked_of_a_model_that_is_loaded_once(place: Any, monkeypatch: py
 
 
 def test_a_bad_examination_is_told_before_a_model_is_loaded(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    exam = _exam(place, {"question": "Which?", "options": ["zorp", "blen"], "answer": 7})
-    run = _prepared(place, evaluate={"benchmarks": exam})
+    item = {"question": "Which?", "options": ["zorp", "blen"], "answer": 0}
+    run = _prepared(place, evaluate={"benchmarks": _exam(place, item)})
+    _exam(place, {**item, "answer": 7})  # worse than when it was prepared
     loaded = _loads(monkeypatch)
     with pytest.raises(DataError):
         evaluate(run, SILENT)
