@@ -823,7 +823,7 @@ def _work(stages: Sequence[str], target: Path, sets: Sequence[str], folder: Path
         from reticent.stages.audit import refuse
 
         refuse(Run.open(where), asked)
-    run = Run.create(where, asked, again=again)
+    run = Run.create(where, asked, again=again, since=stages[0])
     if run.recipe.federation is not None and run.recipe.data.silos is None and not run.is_site():
         raise RecipeError(
             "federation needs sites: say data.silos: {clients: 3} to try it in this process, or see: reticent federate "

@@ -100,14 +100,15 @@ class Run:
     # ------------------------------------------------------------------------------------------------- the folder
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe, *, again: bool = False) -> "Run":
+    def create(cls, folder: Path, recipe: Recipe, *, again: bool = False, since: str = STAGES[0]) -> "Run":
         """A new run, or the one that is already in ``folder`` for the same recipe.
 
         With ``again``, or while no stage is done, a run of another recipe becomes one of this recipe: the stages that
-        the change touches, and all later ones, are forgotten.
+        the change touches, and all later ones, are forgotten; none before ``since``.
 
         Raises:
-            RunError: The folder holds something else, another process works in it, or it cannot be written.
+            RunError: The folder holds something else, the change touches a stage before ``since``, another process
+                works in the folder, or it cannot be written.
         """
         run = cls(folder, recipe)
         if not is_run(folder):
@@ -129,8 +130,16 @@ class Run:
                 f"{folder} is a run of another recipe ({told}{more}); "
                 "name another folder with --run, or redo what the change touches with --again"
             )
+        first = _first_stage([key for key, _, _ in changes])
+        if STAGES.index(first) < STAGES.index(since) and old.finished(first):
+            key, before, after = next(change for change in changes if _first_stage([change[0]]) == first)
+            raise RunError(
+                f"{key} differs from that of {folder} ({before!r} -> {after!r}), which takes {first} and all later "
+                f"stages, not only {since}; redo them with reticent {first} ... --again, name another folder with "
+                "--run, or leave the setting as it was"
+            )
         with run.lock():
-            old.forget(_first_stage([key for key, _, _ in changes]))
+            old.forget(first)
             run._write_recipe()
         return run
 

@@ -138,6 +138,13 @@ def test_overrides_make_another_recipe_which_needs_again_or_another_folder(my):
     assert Run.open(Path("runs/my")).recipe.train.steps == 8
 
 
+def test_redoing_one_stage_never_takes_an_earlier_one_with_it(my):
+    call("run", "my.yaml")
+    told = call("evaluate", "my.yaml", "--again", "-s", "train.steps=7", code=1).stderr
+    assert "train.steps differs from that of runs/my (300 -> 7), which takes train and all later stages" in told
+    assert Run.open(Path("runs/my")).finished("report")
+
+
 def test_ctrl_c_says_how_to_resume_and_the_next_call_does(my):
     my.raises["train"] = KeyboardInterrupt()
     assert "stopped; the same command resumes" in call("run", "my.yaml", code=1).stderr
