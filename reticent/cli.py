@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import typer
+import typer.core
 from typer.core import TyperGroup
 
 from reticent import __version__, recipe
@@ -25,6 +26,8 @@ from reticent.run import STAGES, Run, default_folder, is_run
 
 if TYPE_CHECKING:
     from reticent.reports.comparison import Cell
+
+typer.core.HAS_RICH = False  # Help is plain text here; else the brackets of defaults are escaped for HTML.
 
 _RESUME = "reticent.resume"  # Where a verb leaves what Ctrl-C should say, in click's context.
 
