@@ -936,7 +936,7 @@ def _compare(runs: Sequence[Run], html: Path | None) -> None:
         table = columns("model", asked["question"])
         for name, answer in zip(names, asked["answers"], strict=True):
             if answer is not None:
-                table.add_row(name, answer)
+                table.add_row(name, answer or "(nothing)")
         print_table(table)
     if html is not None:
         from reticent.reports.comparison import render

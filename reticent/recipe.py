@@ -681,7 +681,7 @@ class Benchmark(Section):
 
 
 class Questions(Section):
-    """Public questions that every model answers."""
+    """Public questions that every model answers, set as the records are."""
 
     path: str
     """A file of lines {prompt}, or one question a line."""

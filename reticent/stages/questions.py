@@ -2,14 +2,17 @@
 
 from math import exp
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reticent.data import catalog
 from reticent.data.prompts import read_prompts
 from reticent.errors import DataError
 from reticent.measurement import Measurement
 from reticent.progress import Progress
+from reticent.recipe import Recipe, Source
 from reticent.run import Run
 from reticent.stages.attacking import Findings
 from reticent.stages.continuing import beginnings, context, decoded
@@ -39,7 +42,9 @@ class PublicQuestions:
             raise DataError(
                 f"{self._path}: question {self._questions.index('') + 1} has no text; write one, or take the line out"
             )
-        begun = beginnings(self._questions, tokenizer, run.recipe.data.template)
+        frame = _frame(run.recipe)
+        posed = [frame.replace("{question}", question) for question in self._questions]
+        begun = beginnings(posed, tokenizer, run.recipe.data.template)
         self._prompts = [one.ids for one in begun]
         self._end = begun[0].end[0] if len(begun[0].end) == 1 else tokenizer.eos_token_id
         self._answers: dict[str, list[str]] = {}
@@ -118,6 +123,16 @@ class PublicQuestions:
             counted="public questions",
             method=f"of the echoed prompts, {found.tokens:,} tokens; bootstrap over questions",
         )
+
+
+def _frame(recipe: Recipe) -> str:
+    """What stands around a question in the records: the template of a set of the catalog that holds nothing else."""
+    source = recipe.data.source
+    if recipe.data.template == "verbatim" and isinstance(source, Source) and source.name is not None:
+        prompt, _ = catalog.get(source.name).templates[source.template or "verbatim"]
+        if [field for _, field, _, _ in Formatter().parse(prompt) if field is not None] == ["question"]:
+            return prompt
+    return "{question}"
 
 
 def _perplexity(logp: np.ndarray) -> float | None:

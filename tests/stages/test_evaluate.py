@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from reticent import recipe as recipes
 from reticent.data.record import Record
 from reticent.errors import DataError
 from reticent.measurement import Measurement
@@ -18,6 +19,7 @@ from reticent.progress import SILENT
 from reticent.run import Run
 from reticent.stages.evaluate import evaluate, silo_of
 from reticent.stages.inputs import AnyModel, encoder, held_out, open_model
+from reticent.stages.questions import PublicQuestions
 from reticent.stages.report import report
 from reticent.tokens import Tokens
 
@@ -135,6 +137,16 @@ def _asked(place: Any, lines: str, **questions: Any) -> dict[str, Any]:
     """The evaluation that asks only these questions."""
     (place.folder / "public.txt").write_text(lines)
     return {"perplexity": False, "choices": False, "questions": {"path": "public.txt", **questions}}
+
+
+def test_a_public_question_is_set_as_the_records_of_a_named_set(place: Any) -> None:
+    (place.folder / "cards.json").write_text(json.dumps([{"instruction": "", "input": "What?", "output": "Zorp."}] * 9))
+    source = {"name": "medical-flashcards", "path": "cards.json", "template": "course"}
+    place.write_recipe(data={"source": source, "template": "verbatim"}, evaluate=_asked(place, "Is zorp blen?"))
+    run = Run.create(place.run_folder, recipes.load(place.folder / "my.yaml"))
+    tokenizer = load_tokenizer(run.recipe.model.base)
+    [prompt] = PublicQuestions(run, tokenizer, SILENT)._prompts
+    assert tokenizer.decode(prompt).endswith("### Instruction:\nIs zorp blen?\n### Response:")
 
 
 def test_every_model_answers_the_public_questions_greedily(place: Any) -> None:
